@@ -1,0 +1,261 @@
+"""The core: a parameter transform is four pure functions; combinators compose them.
+
+Nothing here knows pruning from quantization. `init` looks at the parameters once, `apply` says what the forward
+pass (and the shipped model) sees, `update` learns between steps, `encode` says how a leaf is stored.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress import encoded, tree
+
+Params = chex.ArrayTree
+State = chex.ArrayTree
+Step = chex.Numeric
+
+
+class UpdateFn(Protocol):
+    """The signature of `ParamTransform.update`: extras (`grads`, `stats`, ...) are passed to every link."""
+
+    def __call__(self, params: Params, state: State, *, step: Step, **extra: Any) -> State: ...
+
+
+class ParamTransform(NamedTuple):
+    """Four pure functions over any pytree of parameters.
+
+    Attributes:
+      init: `(params) -> state`; the state holds arrays only.
+      apply: `(params, state) -> params'`; differentiable; training, evaluation and export all call it. Keeps
+        structure, shapes, dtypes and sharding.
+      update: `(params, state, *, step, **extra) -> state`; runs between steps and is never differentiated. `step`
+        (an integer, traced or not) is the caller's clock: no state holds one.
+      encode: `(params, state) -> tree`; the stored form. `decode(encode(p, s)) == apply(p, s)`, bit for bit.
+    """
+
+    init: Callable[[Params], State]
+    apply: Callable[[Params, State], Params]
+    update: UpdateFn
+    encode: Callable[[Params, State], Any]
+
+
+def keep(params: Params, state: State, *, step: Step, **extra: Any) -> State:
+    """Return the state as it is: the `update` of a transform that learns nothing."""
+    del params, step, extra
+    return state
+
+
+def chain(*links: ParamTransform) -> ParamTransform:
+    """Apply transforms from left to right; each link sees what the links before it let through.
+
+    The state is the tuple of the links' states. `chain` is associative and `chain()` is the identity.
+
+    Raises:
+      ValueError: (from `encode`) a link rewrites a leaf whose stored form an earlier link has already fixed, as
+        pruning after quantizing would. `check` shows this before any training.
+    """
+
+    def init(params):
+        states = []
+        for link in links:
+            states.append(link.init(params))
+            params = link.apply(params, states[-1])
+        return tuple(states)
+
+    def apply(params, state):
+        for link, s in zip(links, state, strict=True):
+            params = link.apply(params, s)
+        return params
+
+    def update(params, state, *, step, **extra):
+        new = []
+        for link, s in zip(links, state, strict=True):
+            new.append(link.update(params, s, step=step, **extra))
+            params = link.apply(params, new[-1])
+        return tuple(new)
+
+    def encode(params, state):
+        stored = params
+        for position, (link, s) in enumerate(zip(links, state, strict=True)):
+            after, form = link.apply(params, s), link.encode(params, s)
+            stored = _settle(position, params, after, form, stored)
+            params = after
+        return stored
+
+    return ParamTransform(init, apply, update, encode)
+
+
+def _settle(position: int, before, after, form, stored):
+    """Take link `position`'s stored form for the leaves it changed, and the older one for the others."""
+
+    def leaf(key_path, old_value, new_value, new_form, old_form):
+        if new_value is old_value:
+            return old_form
+        if encoded.is_encoded(old_form):
+            raise ValueError(
+                f"`chain`: link {position} rewrites {tree.path_str(key_path)!r}, whose stored form "
+                f"{type(old_form).__name__} an earlier link has fixed; put the link that stores last."
+            )
+        return new_form
+
+    return jax.tree_util.tree_map_with_path(leaf, before, after, form, stored)
+
+
+def select(where: tree.Where, t: ParamTransform) -> ParamTransform:
+    """Restrict a transform to the leaves that `where` chooses; no other leaf changes by one bit.
+
+    The inner transform sees an ordered dictionary from path to leaf, and so do its criteria; its state is keyed by
+    path. An extra of `update` with the structure of `params` (such as `grads`) is restricted alike.
+
+    Args:
+      where: a glob such as `"**/kernel"`, several globs, a predicate `(path, leaf) -> bool`, or a tree of bools
+        (see `tree.choose`). A choice that matches nothing is an error.
+      t: the transform to restrict.
+
+    Example:
+      >>> t = select("**/kernel", leafwise(lambda w: jnp.abs(w).max(), lambda w, s: jnp.minimum(w, s)))
+      >>> list(t.init({"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}))
+      ['dense/kernel']
+    """
+
+    def restrict(params, paths):
+        found = tree.leaves(params)
+        return tree.Selection((path, found[path]) for path in paths)
+
+    def inside(params):
+        return restrict(params, tree.choose(params, where))
+
+    def update(params, state, *, step, **extra):
+        paths = tree.choose(params, where)
+        structure = jax.tree.structure(params)
+        alike = {
+            name: restrict(value, paths) if jax.tree.structure(value) == structure else value
+            for name, value in extra.items()
+        }
+        return t.update(restrict(params, paths), state, step=step, **alike)
+
+    return ParamTransform(
+        init=lambda params: t.init(inside(params)),
+        apply=lambda params, state: tree.replace(params, t.apply(inside(params), state)),
+        update=update,
+        encode=lambda params, state: tree.replace(params, t.encode(inside(params), state)),
+    )
+
+
+def periodic(t: ParamTransform, every: int, start: int = 0) -> ParamTransform:
+    """Run `t.update` only at steps `start`, `start + every`, ...; between them the state stays as it is.
+
+    The branch is a `lax.cond` that returns nothing but the state of `t`: one compilation for the whole run, and a
+    step without refresh costs what a static state costs.
+
+    Args:
+      t: the transform to slow down.
+      every: the period in steps, at least 1.
+      start: the first step at which `t.update` runs.
+    """
+    if every < 1 or start < 0:
+        raise ValueError(f"`periodic`: `every` is at least 1 and `start` at least 0; got {every}, {start}.")
+
+    def update(params, state, *, step, **extra):
+        since = jnp.asarray(step) - start
+        due = (since >= 0) & (since % every == 0)
+        return jax.lax.cond(due, lambda: t.update(params, state, step=step, **extra), lambda: state)
+
+    return t._replace(update=update)
+
+
+@jax.custom_jvp
+def passthrough(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return `y` with the tangent of `x`: a straight-through estimator that is exact in floats.
+
+    `x + stop_gradient(y - x)` is not `y`: it rounds twice.
+    """
+    del x
+    return y
+
+
+@passthrough.defjvp
+def _passthrough_jvp(primals, tangents):
+    return primals[1], tangents[0]
+
+
+def straight_through(t: ParamTransform) -> ParamTransform:
+    """Give `t.apply` the gradient of the identity, so that what `t` removes can learn and come back.
+
+    With `prune` this is dynamic network surgery (Guo et al., 2016): the dense weights receive the gradient of the
+    pruned ones. Leaves without a gradient pass through.
+    """
+
+    def estimate(before, after):
+        return after if after is before or not tree.is_weight(before) else passthrough(before, after)
+
+    return t._replace(apply=lambda params, state: jax.tree.map(estimate, params, t.apply(params, state)))
+
+
+def stacked(t: ParamTransform) -> ParamTransform:
+    """Treat the first axis of every leaf as a stack of layers, each transformed on its own.
+
+    For models that `lax.scan` (or `nn.scan`) over their layers, whose leaves are `(layers, ...)`: per-layer
+    thresholds and per-layer scales. Inside the scan use `t` itself on a slice of parameters and state.
+    """
+
+    def update(params, state, *, step, **extra):
+        structure = jax.tree.structure(params)
+        alike = {k: v for k, v in extra.items() if jax.tree.structure(v) == structure}
+        other = {k: v for k, v in extra.items() if k not in alike}
+        return jax.vmap(lambda p, s, e: t.update(p, s, step=step, **e, **other))(params, state, alike)
+
+    return ParamTransform(jax.vmap(t.init), jax.vmap(t.apply), update, jax.vmap(t.encode))
+
+
+def leafwise(init: Callable, apply: Callable, encode: Callable | None = None) -> ParamTransform:
+    """Lift functions of one array to a transform; `update` fits every leaf again.
+
+    Leaves that cannot be compressed (integers, scalars, `None`) pass through. The state is keyed by path.
+
+    Args:
+      init: `(w) -> s`, arrays only.
+      apply: `(w, s) -> w'`, with the shape and dtype of `w`.
+      encode: `(w, s) -> stored form`; `apply` if left out.
+
+    Example:
+      >>> halve = leafwise(lambda w: (), lambda w, s: w / 2)
+      >>> halve.apply({"w": jnp.ones(2), "n": 3}, halve.init({"w": jnp.ones(2), "n": 3}))
+      {'w': Array([0.5, 0.5], dtype=float32), 'n': 3}
+    """
+
+    def fit(params):
+        return tree.Selection((path, init(w)) for path, w in tree.weights(params).items())
+
+    def lift(fn):
+        def over_tree(params, state):
+            return tree.replace(params, {path: fn(w, state[path]) for path, w in tree.weights(params).items()})
+
+        return over_tree
+
+    def update(params, state, *, step, **extra):
+        del state, step, extra
+        return fit(params)
+
+    return ParamTransform(fit, lift(apply), update, lift(encode or apply))
+
+
+def check(t: ParamTransform, params: Params) -> None:
+    """Refuse a transform that cannot serve these parameters, in a second and without computing anything.
+
+    Args:
+      t: the transform.
+      params: the parameters, or their `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: what `init`, `apply`, `update` or `encode` refuse, naming the leaf.
+    """
+
+    def trace(p):
+        state = t.update(p, t.init(p), step=jnp.zeros((), jnp.int32), grads=p)
+        return t.encode(p, state)
+
+    jax.eval_shape(trace, params)

@@ -1,0 +1,105 @@
+"""Search for the place where a decreasing count passes `k`, several probes at a time.
+
+`count(p)` says how many uint32 keys reach `p`. A bracket holds two keys and their counts; every pass narrows it, and
+the search stops when one of its ends splits the keys exactly or nothing lies between them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+CountFn = Callable[[Sequence[jax.Array]], list[jax.Array]]
+
+
+class Bracket(NamedTuple):
+    """Two keys around the cut: `above_low >= k >= above_high`.
+
+    Attributes:
+      low: uint32, a key that at least `k` keys reach.
+      high: uint32, a larger key that at most `k` keys reach.
+      above_low: int32, how many keys reach `low`.
+      above_high: int32, how many keys reach `high`.
+    """
+
+    low: jax.Array
+    high: jax.Array
+    above_low: jax.Array
+    above_high: jax.Array
+
+    @classmethod
+    def of(cls, low: int, high: int, above_low: int, above_high: int) -> "Bracket":
+        """Make a bracket of Python numbers."""
+        return cls(jnp.uint32(low), jnp.uint32(high), jnp.int32(above_low), jnp.int32(above_high))
+
+
+ProbeFn = Callable[[Bracket, jax.Array, jax.Array], list[jax.Array]]
+
+
+def search(count: CountFn, bracket: Bracket, k: jax.Array, place: ProbeFn) -> Bracket:
+    """Narrow a bracket until it is exact or empty.
+
+    Args:
+      count: `(probes) -> counts`.
+      bracket: where to start.
+      k: the target count.
+      place: `(bracket, k, slow) -> probes` strictly inside the bracket; `slow` tells that the last pass halved
+        neither the candidates nor anything else, so that a guess should give way to a sure step.
+
+    Returns:
+      A bracket one of whose counts is `k`, or with `high == low + 1`.
+    """
+
+    def unfinished(carry):
+        b, _ = carry
+        return (b.above_low != k) & (b.above_high != k) & (b.high - b.low > 1)
+
+    def step(carry):
+        b, slow = carry
+        new = narrow(b, place(b, k, slow), count, k)
+        return new, 2 * (new.above_low - new.above_high) > b.above_low - b.above_high
+
+    return jax.lax.while_loop(unfinished, step, (bracket, jnp.asarray(False)))[0]
+
+
+def narrow(bracket: Bracket, probes: Sequence[jax.Array], count: CountFn, k: jax.Array) -> Bracket:
+    """Count the probes and move the ends of the bracket to the nearest ones; probes outside it change nothing."""
+    low, high, above_low, above_high = bracket
+    for probe, above in zip(probes, count(probes), strict=True):
+        up = (above >= k) & (probe > low) & (probe < high)
+        down = (above < k) & (probe < high) & (probe > low)
+        low, above_low = jnp.where(up, probe, low), jnp.where(up, above, above_low)
+        high, above_high = jnp.where(down, probe, high), jnp.where(down, above, above_high)
+    return Bracket(low, high, above_low, above_high)
+
+
+def evenly(number: int) -> ProbeFn:
+    """Return the rule that divides a bracket into `number + 1` equal parts."""
+
+    def place(bracket, k, slow):
+        del k, slow
+        part, rest = jnp.divmod(bracket.high - bracket.low, jnp.uint32(number + 1))
+        return [bracket.low + part * j + rest * j // (number + 1) for j in range(1, number + 1)]
+
+    return place
+
+
+def interpolated(bracket: Bracket, k: jax.Array, slow: jax.Array) -> list[jax.Array]:
+    """Place three probes where the k-th key lies if keys are locally uniform, as wide as chance allows.
+
+    After a slow pass: the key next to `low`, where the ties of a discrete distribution sit, and two even ones.
+    """
+    width = bracket.high - bracket.low
+    inside = (bracket.above_low - bracket.above_high).astype(jnp.float32)
+    share = (bracket.above_low - k).astype(jnp.float32) / inside
+    spread = jnp.minimum(1.5 * jax.lax.rsqrt(inside), 0.25)
+
+    def at(part):
+        offset = (jnp.clip(part, 0.0, 1.0) * width.astype(jnp.float32)).astype(jnp.uint32)
+        return bracket.low + jnp.clip(offset, 1, width - 1)
+
+    third = jnp.maximum(width // 3, 1)
+    sure = [bracket.low + 1, bracket.low + third, bracket.low + jnp.minimum(2 * third, width - 1)]
+    guess = [at(share - spread), at(share), at(share + spread)]
+    return [jnp.where(slow, s, g) for s, g in zip(sure, guess, strict=True)]

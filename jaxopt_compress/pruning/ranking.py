@@ -1,0 +1,124 @@
+"""The exact top-k of many arrays together, without a sort.
+
+A score becomes an unsigned integer key with the same order. The cut is found by counting how many keys reach a probe,
+several probes a pass, until a probe splits the keys exactly or two neighbouring keys bracket the k-th value. Ties at
+the k-th value are kept by index, found by the same search over the indices of the ties. The result is the mask of a
+stable descending argsort, bit for bit; under a mesh it needs nothing but all-reduced counts: no gather, no sort.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.pruning import counting, probing
+
+ZERO = 1 << 31  # the key of 0.0
+END = 0xFF80_0001  # one past the key of +inf
+
+
+class Cut(NamedTuple):
+    """Keys above `threshold` stay, and of those equal to it the ones whose index is below `limit`.
+
+    Attributes:
+      threshold: uint32 scalar.
+      limit: uint32 scalar, an index into all arrays laid end to end.
+    """
+
+    threshold: jax.Array
+    limit: jax.Array
+
+
+def ordered_keys(scores: jax.Array) -> jax.Array:
+    """Map scores to uint32 keys with the order of the scores.
+
+    `-0.0` equals `0.0`, and NaN ranks below everything: a weight whose score is not a number is pruned first.
+    """
+    scores = scores.astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
+    keys = jnp.where(bits >> 31 != 0, ~bits, bits | jnp.uint32(ZERO))
+    keys = jnp.where(scores == 0, jnp.uint32(ZERO), keys)
+    return jnp.where(jnp.isnan(scores), jnp.uint32(0), keys)
+
+
+def top_k_masks(operands: Sequence[Any], k, score: Callable[[Any], jax.Array]) -> list[jax.Array]:
+    """Mark the `k` highest scores over all operands together.
+
+    Args:
+      operands: pytrees of arrays of one shape each, at least one entry and fewer than 2^31 in all.
+      k: how many to keep, an integer scalar (may be traced) in [0, total size].
+      score: an elementwise function from an operand, or a tile of it, to floating-point scores.
+
+    Returns:
+      One bool mask for each operand, `k` ones in all. Of equal scores those of earlier operands, and in an operand
+      those with the lower index in row-major order, come first.
+    """
+
+    def key(operand, index):
+        del index
+        return ordered_keys(score(operand))
+
+    k = jnp.asarray(k, jnp.int32)
+    cpu = _cut_tiled if jax.device_count() == 1 else _cut_fused
+    cut = jax.lax.platform_dependent(
+        tuple(operands), k, cpu=lambda ops, k: cpu(ops, key, k), default=lambda ops, k: _cut_fused(ops, key, k)
+    )
+    firsts = counting.starts(operands)
+    return [_mask(operand, key, first, cut) for operand, first in zip(operands, firsts, strict=True)]
+
+
+def _mask(operand, key: counting.KeyFn, first: int, cut: Cut) -> jax.Array:
+    index = counting.flat_index(counting.shape(operand), first)
+    keys = key(operand, index)
+    return (keys > cut.threshold) | ((keys == cut.threshold) & (index < cut.limit))
+
+
+def _cut_fused(operands, key: counting.KeyFn, k: jax.Array) -> Cut:
+    """Search with evenly spaced probes: few passes, each one fused reduction."""
+
+    def search(key, bracket, k):
+        return probing.search(lambda p: counting.count_fused(operands, key, p), bracket, k, probing.evenly(15))
+
+    return _cut(operands, key, k, search, None)
+
+
+def _cut_tiled(operands, key: counting.KeyFn, k: jax.Array) -> Cut:
+    """Search with three probes a pass, placed by a sample and then by interpolation: few probes a pass."""
+
+    def search(key, bracket, k):
+        return probing.search(lambda p: counting.count_tiled(operands, key, p), bracket, k, probing.interpolated)
+
+    return _cut(operands, key, k, search, _sample)
+
+
+def _cut(operands, key: counting.KeyFn, k: jax.Array, search: Callable, sample: Callable | None) -> Cut:
+    total = sum(map(counting.size, operands))
+    bracket = probing.Bracket.of(0, END, total, 0)
+    if sample is not None:
+        count = lambda probes: counting.count_tiled(operands, key, probes)  # noqa: E731
+        bracket = probing.narrow(bracket, sample(operands, key, k, total), count, k)
+    found = search(key, bracket, k)
+    exact = (found.above_low == k) | (found.above_high == k)
+    threshold = jnp.where(found.above_high == k, found.high, found.low)
+    surplus = jnp.where(exact, 0, found.above_low - k)
+
+    def tie_key(operand, index):
+        return jnp.where(key(operand, index) == threshold, index + 1, 0)
+
+    ties = probing.Bracket(jnp.uint32(1), jnp.uint32(total + 1), found.above_low - found.above_high, jnp.int32(0))
+    last = search(tie_key, ties, surplus)
+    limit = jnp.where(last.above_high == surplus, last.high, last.low) - 1
+    return Cut(threshold, limit)
+
+
+def _sample(operands, key: counting.KeyFn, k: jax.Array, total: int, size: int = 4096) -> list[jax.Array]:
+    """Guess three probes around the k-th key from a strided, sorted sample; a bad guess costs passes, not exactness."""
+    stride = max(total // size, 1)
+    flat = [jax.tree.map(lambda x: jnp.ravel(x)[::stride], operand) for operand in operands]
+    keys = jnp.sort(jnp.concatenate([key(x, jnp.zeros(counting.shape(x), jnp.uint32)) for x in flat]))
+    share = 1 - k.astype(jnp.float32) / total
+    centre = share * keys.size
+    spread = 2.5 * jnp.sqrt(keys.size * share * (1 - share)) + 2
+    at = lambda place: keys[jnp.clip(place, 0, keys.size - 1).astype(jnp.int32)]  # noqa: E731
+    return [at(centre - spread), at(centre), at(centre + spread) + 1]
