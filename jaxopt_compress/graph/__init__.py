@@ -1,0 +1,3 @@
+"""What a function does with its parameters, read from its jaxpr."""
+
+from jaxopt_compress.graph.cost import multiply_adds as multiply_adds

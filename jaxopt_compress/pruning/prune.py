@@ -1,8 +1,7 @@
 """Threshold pruning as a parameter transform."""
 
-import operator
 from collections.abc import Callable, Sequence
-from math import prod
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import optax
 
 from jaxopt_compress import tree
 from jaxopt_compress.core import ParamTransform
-from jaxopt_compress.pruning import bits
+from jaxopt_compress.pruning import bits, counting
 from jaxopt_compress.pruning.ranking import top_k_masks
 
 Criterion = Callable[..., Any]
@@ -58,7 +57,7 @@ def prune(criterion: Criterion, sparsity: float | optax.Schedule, *, scope: str 
         return tree.Selection((path, _all_ones(w)) for path, w in tree.weights(params).items())
 
     def apply(params, state):
-        return tree.replace(params, {path: _masked(w, state[path]) for path, w in tree.weights(params).items()})
+        return tree.replace(params, {path: bits.keep_packed(w, state[path]) for path, w in tree.weights(params).items()})
 
     def update(params, state, *, step, **extra):
         del state
@@ -75,48 +74,48 @@ def _all_ones(w: jax.Array) -> jax.Array:
     return bits.pack((w == w) | (w != w))
 
 
-def _masked(w: jax.Array, packed: jax.Array) -> jax.Array:
-    return jnp.where(bits.unpack(packed, w.shape), w, jnp.zeros((), w.dtype))
-
-
 def _operands(criterion: Criterion, params, extra: dict[str, Any]) -> tuple[dict[str, Any], Callable]:
     """Return what to rank, by path, and how to score it; elementwise criteria are scored a tile at a time."""
-    paths = tuple(tree.weights(params))
     if not getattr(criterion, "elementwise", False):
         scores = tree.leaves(criterion(params, **extra))
-        return {path: scores[path] for path in paths}, lambda score: score
+        return {path: scores[path] for path in tree.weights(params)}, _itself
     structure = jax.tree.structure(params)
     alike = {k: tree.leaves(v) for k, v in extra.items() if jax.tree.structure(v) == structure}
-    found = tree.leaves(params)
-    operands = {path: (found[path], {k: v[path] for k, v in alike.items()}) for path in paths}
-    return operands, lambda operand: criterion(operand[0], **operand[1])
+    operands = {path: (w, {k: v[path] for k, v in alike.items()}) for path, w in tree.weights(params).items()}
+    return operands, _scorer(criterion)
+
+
+def _itself(scores: jax.Array) -> jax.Array:
+    return scores
+
+
+@lru_cache(maxsize=64)  # one function object for a criterion, so that the compiled ranking is found again
+def _scorer(criterion: Criterion) -> Callable:
+    return lambda operand: criterion(operand[0], **operand[1])
 
 
 def _rank(operands: dict[str, Any], score: Callable, fraction, scope: str) -> dict[str, jax.Array]:
     groups = [list(operands)] if scope == "global" else [[path] for path in operands]
     masks = {}
     for group in groups:
-        chosen = [operands[path] for path in group]
-        sizes = [prod(jnp.shape(jax.tree.leaves(operand)[0])) for operand in chosen]
-        masks |= zip(group, _top(chosen, sizes, score, fraction, group), strict=True)
+        masks |= zip(group, _top([operands[path] for path in group], score, fraction, group), strict=True)
     return masks
 
 
-def _top(operands: Sequence[Any], sizes: list[int], score: Callable, fraction, paths: list[str]) -> list[jax.Array]:
-    total = sum(sizes)
+def _top(operands: Sequence[Any], score: Callable, fraction, paths: list[str]) -> list[jax.Array]:
+    total = sum(map(counting.size, operands))
     if total > MOST:
         raise ValueError(
             f"`prune`: at most {MOST} weights can be ranked together; got {total} in {paths[0]!r}"
             f"{' and others' * (len(paths) > 1)}. Use `stacked` for layers on a leading axis, or scope=\"layer\"."
         )
     if total == 0:
-        return [jnp.ones(jnp.shape(jax.tree.leaves(operand)[0]), bool) for operand in operands]
+        return [jnp.ones(counting.shape(operand), bool) for operand in operands]
     return top_k_masks(operands, total - _zeros(fraction, total), score)
 
 
 def _zeros(fraction, total: int):
-    try:
-        return round(operator.mul(float(fraction), total))
-    except jax.errors.ConcretizationTypeError:
-        zeros = jnp.round(jnp.asarray(fraction, jnp.float32) * total).astype(jnp.int32)
-        return jnp.clip(zeros, 0, total)
+    if isinstance(fraction, (int, float)):
+        return round(fraction * total)
+    zeros = jnp.round(jnp.asarray(fraction, jnp.float32) * total).astype(jnp.int32)
+    return jnp.clip(zeros, 0, total)

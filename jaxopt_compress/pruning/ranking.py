@@ -7,6 +7,7 @@ stable descending argsort, bit for bit; under a mesh it needs nothing but all-re
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -42,8 +43,12 @@ def ordered_keys(scores: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(scores), jnp.uint32(0), keys)
 
 
+@partial(jax.jit, static_argnames=("score",))
 def top_k_masks(operands: Sequence[Any], k, score: Callable[[Any], jax.Array]) -> list[jax.Array]:
     """Mark the `k` highest scores over all operands together.
+
+    Compiled once for each combination of shapes and `score`, so that an eager caller does not compile at every call
+    and equal layers of a jitted one share their code.
 
     Args:
       operands: pytrees of arrays of one shape each, at least one entry and fewer than 2^31 in all.
@@ -78,7 +83,7 @@ def _cut_fused(operands, key: counting.KeyFn, k: jax.Array) -> Cut:
     """Search with evenly spaced probes: few passes, each one fused reduction."""
 
     def search(key, bracket, k):
-        return probing.search(lambda p: counting.count_fused(operands, key, p), bracket, k, probing.evenly(15))
+        return probing.search(lambda p: counting.count_fused(operands, key, p), bracket, k, probing.evenly(7))
 
     return _cut(operands, key, k, search, None)
 

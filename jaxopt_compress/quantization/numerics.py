@@ -45,4 +45,4 @@ def _rounded(w: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def _wide(dtype) -> jnp.dtype:
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(dtype) if dtype == jnp.float64 else jnp.dtype(jnp.float32)

@@ -1,0 +1,90 @@
+"""Losses between the logits of a student and of its teacher: arrays in, one number an example out."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def soft_targets(logits: jax.Array, teacher_logits: jax.Array, *, temperature: float | jax.Array) -> jax.Array:
+    """Compute `T^2 * KL(teacher || student)` of the softened distributions (Hinton et al., 2015).
+
+    `T^2 * sum_c p_c (log p_c - log q_c)` with `p = softmax(teacher / T)`, `q = softmax(student / T)`: summed over
+    classes, in float32, from log-softmaxes. The factor `T^2` keeps the size of the gradient when `T` changes. No
+    gradient reaches the teacher.
+
+    Args:
+      logits: the student's, `(..., classes)`.
+      teacher_logits: the same shape.
+      temperature: positive.
+
+    Returns:
+      One loss an example, `(...)`, float32 or wider.
+
+    Raises:
+      ValueError: the shapes differ, or `temperature` is a number that is not positive.
+
+    Example:
+      >>> soft_targets(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 2.0]]), temperature=4.0)
+      Array([0.], dtype=float32)
+    """
+    if logits.shape != teacher_logits.shape:
+        raise ValueError(
+            f"`soft_targets`: student and teacher logits have one shape; got {logits.shape} and {teacher_logits.shape}."
+        )
+    if isinstance(temperature, (int, float)) and not temperature > 0:
+        raise ValueError(f"`soft_targets`: `temperature` is positive; got {temperature}.")
+    student = jax.nn.log_softmax(_wide(logits) / temperature)
+    teacher = jax.nn.log_softmax(jax.lax.stop_gradient(_wide(teacher_logits)) / temperature)
+    return temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+
+
+def kd(
+    logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    *,
+    temperature: float | jax.Array = 4.0,
+    alpha: float | jax.Array = 0.9,
+) -> jax.Array:
+    """Compute `(1 - alpha) * cross_entropy + alpha * soft_targets`: knowledge distillation.
+
+    `alpha` is the weight of the teacher; the labels are compared at temperature 1. Some libraries call `1 - alpha`
+    alpha, or leave `T^2` out.
+
+    Args:
+      logits: the student's, `(..., classes)`.
+      teacher_logits: the same shape.
+      labels: integers, `(...)`.
+      temperature: positive.
+      alpha: the teacher's share, in [0, 1].
+
+    Returns:
+      One loss an example, `(...)`.
+
+    Raises:
+      ValueError: shapes that do not fit, labels that are not integers, a temperature or an `alpha` out of range.
+
+    Reference: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network", 2015.
+    """
+    return mix(cross_entropy(logits, labels), soft_targets(logits, teacher_logits, temperature=temperature), alpha)
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Compute the cross-entropy with integer labels, one number an example, in float32 or wider."""
+    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"`cross_entropy`: labels are integers of shape {logits.shape[:-1]}; got {labels.dtype} of {labels.shape}."
+        )
+    return optax.softmax_cross_entropy_with_integer_labels(_wide(logits), labels)
+
+
+def mix(task: jax.Array, distilled: jax.Array, alpha: float | jax.Array) -> jax.Array:
+    """Weigh a task loss and a distillation loss: `(1 - alpha) * task + alpha * distilled`, example by example."""
+    if isinstance(alpha, (int, float)) and not 0 <= alpha <= 1:
+        raise ValueError(f"`alpha` is the teacher's share, in [0, 1]; got {alpha}.")
+
+    return (1 - alpha) * task + alpha * distilled
+
+
+def _wide(logits: jax.Array) -> jax.Array:
+    return logits if logits.dtype == jnp.float64 else logits.astype(jnp.float32)

@@ -1,0 +1,134 @@
+"""A parameter transform on the optimizer's side: derived from the transform, not a second mechanism."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxopt_compress import tree
+from jaxopt_compress.core import Params, ParamTransform, State
+
+
+class AttachState(NamedTuple):
+    """The optimizer's state and the transform's, with the clock that an Optax loop does not pass on.
+
+    Attributes:
+      step: int32 scalar, how many updates there were.
+      inner: the state of the optimizer.
+      compress: the state of the transform.
+    """
+
+    step: jax.Array
+    inner: optax.OptState
+    compress: State
+
+
+class Attached(optax.GradientTransformationExtraArgs):
+    """An Optax optimizer that carries a transform; `apply` and `encode` read its state out of any `opt_state`."""
+
+    transform: ParamTransform
+
+    def apply(self, params: Params, opt_state: optax.OptState) -> Params:
+        """Return what the forward pass sees: `transform.apply` with the state found in `opt_state`."""
+        return self.transform.apply(params, compress_state(opt_state))
+
+    def encode(self, params: Params, opt_state: optax.OptState) -> Any:
+        """Return the stored form of the model: `transform.encode` with the state found in `opt_state`."""
+        return self.transform.encode(params, compress_state(opt_state))
+
+
+def attach(tx: optax.GradientTransformation | optax.MultiSteps, t: ParamTransform) -> Attached:
+    """Join an optimizer and a transform into one ordinary Optax optimizer.
+
+    After the inner optimizer's step, `t.update` runs on the stepped parameters (extras: `grads`, and what the caller
+    passed to `update`), and the weights that `t` has removed are set to exact zero by emitting `-p`. A weight counts as
+    removed where `t.apply` gives zero *and* passes no gradient, so under `straight_through` nothing is removed: the
+    dense weights go on learning. The moments of removed weights are what `tx.init` gives, so that a weight that comes
+    back starts afresh; they are found with `optax.tree_map_params`, never by the optimizer's type.
+
+    The state is arrays only, to be checkpointed, sharded and donated like any `opt_state`. `attach` may itself stand
+    inside `optax.chain`, `MultiSteps`, `partition` or `inject_hyperparams`.
+
+    Args:
+      tx: any Optax optimizer; extra arguments of `update` reach it.
+      t: the transform.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` with two methods more: `apply(params, opt_state)` for the forward
+      pass, and `encode(params, opt_state)` for the stored form.
+
+    Raises:
+      ValueError: (from `update`) `params` is missing; (from `apply`, `encode`) `opt_state` holds no state of
+        `attach`, or several.
+
+    Example:
+      >>> from jaxopt_compress.pruning import magnitude, prune
+      >>> tx = attach(optax.sgd(0.5), prune(magnitude, 0.5))
+      >>> params = {"w": jnp.array([3.0, 1.0])}
+      >>> updates, state = tx.update({"w": jnp.array([2.0, 0.0])}, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)
+      {'w': Array([2., 0.], dtype=float32)}
+    """
+    inner = tx.gradient_transformation() if isinstance(tx, optax.MultiSteps) else tx
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params):
+        return AttachState(jnp.zeros((), jnp.int32), inner.init(params), t.init(params))
+
+    def update(updates, state, params=None, **extra):
+        if params is None:
+            raise ValueError("`attach`: `update(grads, state, params)` needs the parameters; got None.")
+        grads = updates
+        updates, inner_state = inner.update(grads, state.inner, params, **extra)
+        stepped = optax.apply_updates(params, updates)
+        compress = t.update(stepped, state.compress, step=state.step, **{"grads": grads, **extra})
+        gone = removed(t, stepped, compress)
+        updates = jax.tree.map(_hold_at_zero, gone, updates, params)
+        inner_state = _restart(inner, inner_state, gone, params)
+        return updates, AttachState(optax.safe_increment(state.step), inner_state, compress)
+
+    attached = Attached(init, update)
+    attached.transform = t
+    return attached
+
+
+def compress_state(opt_state: optax.OptState) -> State:
+    """Return the transform's state out of an optimizer state, however deep `attach` stands in it."""
+    is_ours = lambda node: isinstance(node, AttachState)  # noqa: E731
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_ours) if is_ours(node)]
+    if len(found) != 1:
+        raise ValueError(f"`attach`: `opt_state` must hold one state of `attach`; got {len(found)}.")
+    return found[0].compress
+
+
+def removed(t: ParamTransform, params: Params, state: State):
+    """Mark the weights that a transform has removed: `apply` gives zero there and lets no gradient through.
+
+    Returns:
+      A tree of bool arrays with the structure of `params`; `False` for leaves that cannot be compressed.
+    """
+    weights = tree.weights(params)
+    value, pull = jax.vjp(lambda w: tree.weights(t.apply(tree.replace(params, w), state)), weights)
+    (slope,) = pull(jax.tree.map(jnp.ones_like, value))
+    gone = jax.tree.map(lambda v, s: (v == 0) & (s == 0), value, slope)
+    return tree.replace(params, {**dict.fromkeys(tree.leaves(params), False), **gone})
+
+
+def _hold_at_zero(gone, update, param):
+    return update if gone is False else jnp.where(gone, -param.astype(update.dtype), update)
+
+
+def _restart(tx: optax.GradientTransformation, state: optax.OptState, gone, params: Params) -> optax.OptState:
+    """Give the entries of removed weights the values that `tx.init` gives, wherever a state mirrors the parameters."""
+    masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    marks = optax.tree_map_params(
+        tx, lambda _, mark: mark, state, gone, transform_non_params=lambda _: False, is_leaf=masked
+    )
+
+    def restart(mark, now, fresh):
+        if mark is False or jnp.shape(mark) != jnp.shape(now):
+            return now
+        return jnp.where(mark, fresh, now)
+
+    return jax.tree.map(restart, marks, state, tx.init(params))
