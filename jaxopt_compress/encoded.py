@@ -29,7 +29,7 @@ class Quantized:
     dtype: str = field(default="float32")
 
     def decode(self) -> jax.Array:
-        """Return `codes * scale`, rounded once to `dtype`."""
+        """Return `codes * scale`, computed in the dtype of `scale` and cast to `dtype`."""
         return (self.codes.astype(self.scale.dtype) * self.scale).astype(jnp.dtype(self.dtype))
 
 

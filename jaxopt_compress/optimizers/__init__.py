@@ -1,3 +1,14 @@
 """The SGD/Adam family as Optax chains, and what joins an optimizer with a transform."""
 
+from jaxopt_compress.optimizers.alternate import alternate as alternate
+from jaxopt_compress.optimizers.attach import Attached as Attached
 from jaxopt_compress.optimizers.attach import attach as attach
+from jaxopt_compress.optimizers.attach import compress_state as compress_state
+from jaxopt_compress.optimizers.first_order import adagrad as adagrad
+from jaxopt_compress.optimizers.first_order import adam as adam
+from jaxopt_compress.optimizers.first_order import adamw as adamw
+from jaxopt_compress.optimizers.first_order import momentum as momentum
+from jaxopt_compress.optimizers.first_order import nesterov as nesterov
+from jaxopt_compress.optimizers.first_order import rmsprop as rmsprop
+from jaxopt_compress.optimizers.first_order import sgd as sgd
+from jaxopt_compress.optimizers.plateau import plateau as plateau

@@ -1,0 +1,510 @@
+"""Optimizers against naive NumPy loops, Optax's aliases, and what Keras and PyTorch did; alternation; plateaus."""
+
+import json
+import re
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+
+from jaxopt_compress.optimizers import first_order
+from jaxopt_compress.optimizers.alternate import AlternateState
+from jaxopt_compress.optimizers.alternate import alternate as typed_alternate
+from jaxopt_compress.optimizers.plateau import plateau
+
+fo: Any = first_order  # Optax types updates and states as unions of all trees, which say nothing here
+alternate: Any = typed_alternate
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = json.loads((ROOT / "tests/golden/optimizers.json").read_text())
+FALLING = np.array(GOLDEN["learning_rates"])
+START = {name: np.array(value) for name, value in GOLDEN["start"].items()}
+GRADS = [{name: np.array(value) for name, value in grad.items()} for grad in GOLDEN["grads"]]
+
+
+def falling(step):
+    """The falling learning rate, as a schedule."""
+    return jnp.asarray(FALLING)[step]
+
+
+def run(tx, dtype="float64", promotion="standard"):
+    """Return the parameters after each step on the golden gradients; Optax's Adam needs standard promotion."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion(promotion):
+        params, *grads = (jax.tree.map(lambda x: jnp.asarray(x, dtype), leaves) for leaves in (START, *GRADS))
+        state, path = tx.init(params), []
+        for grad in grads:
+            updates, state = tx.update(grad, state, params)
+            params = optax.apply_updates(params, updates)
+            path.append(params)
+        return jax.tree.map(lambda *steps: np.stack(steps), *path)
+
+
+# Naive loops over one leaf: (p, gradients, learning rates) -> the parameters after each step.
+
+
+def naive_velocity(p, grads, rates, decay=0.0, nesterov=False, lr_in_velocity=False):
+    v = np.zeros_like(p)
+    for g, lr in zip(grads, rates):
+        if lr_in_velocity:
+            v = decay * v - lr * g
+            p = p + (decay * v - lr * g if nesterov else v)
+        else:
+            v = decay * v + g
+            p = p - lr * (g + decay * v if nesterov else v)
+        yield p
+
+
+def naive_adam(p, grads, rates, b1=0.9, b2=0.999, eps=1e-8, eps_root=0.0, eps_hat=False, weight_decay=0.0):
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, (g, lr) in enumerate(zip(grads, rates), start=1):
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g**2
+        if eps_hat:
+            u = np.sqrt(1 - b2**t) / (1 - b1**t) * m / (np.sqrt(v + eps_root) + eps)
+        else:
+            u = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t) + eps_root) + eps)
+        p = p - lr * (u + weight_decay * p)
+        yield p
+
+
+def naive_rmsprop(
+    p, grads, rates, decay=0.9, eps=1e-8, eps_in_sqrt=True, centered=False, momentum=0.0, lr_in_velocity=True
+):
+    m, v, velocity = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
+    for g, lr in zip(grads, rates):
+        v = decay * v + (1 - decay) * g**2
+        m = decay * m + (1 - decay) * g if centered else m
+        u = g / np.sqrt(v - m**2 + eps) if eps_in_sqrt else g / (np.sqrt(v - m**2) + eps)
+        velocity = momentum * velocity + (lr * u if lr_in_velocity else u)
+        p = p - (velocity if lr_in_velocity else lr * velocity)
+        yield p
+
+
+def naive_adagrad(p, grads, rates, start=0.1, eps=1e-7, eps_in_sqrt=True):
+    s = np.full_like(p, start)
+    for g, lr in zip(grads, rates):
+        s = s + g**2
+        p = p - lr * (g / np.sqrt(s + eps) if eps_in_sqrt else g / (np.sqrt(s) + eps))
+        yield p
+
+
+TORCH_RMSPROP = {"decay": 0.99, "eps_in_sqrt": False}
+NAIVE = {
+    "sgd": (fo.sgd, naive_velocity, {}, {}),
+    "momentum": (fo.momentum, naive_velocity, {}, {"decay": 0.9}),
+    "momentum keras": (fo.momentum, naive_velocity, {"lr_in_velocity": True}, {"decay": 0.9}),
+    "nesterov": (fo.nesterov, naive_velocity, {}, {"decay": 0.9, "nesterov": True}),
+    "nesterov keras": (fo.nesterov, naive_velocity, {"lr_in_velocity": True}, {"decay": 0.9, "nesterov": True}),
+    "adam": (fo.adam, naive_adam, {}, {}),
+    "adam eps_root": (fo.adam, naive_adam, {"b1": 0.8, "b2": 0.9, "eps_root": 1e-6}, {}),
+    "adam keras": (fo.adam, naive_adam, {"eps": 1e-7, "eps_hat": True}, {}),
+    "adam keras eps_root": (fo.adam, naive_adam, {"b1": 0.8, "b2": 0.9, "eps_hat": True, "eps_root": 1e-6}, {}),
+    "adamw": (fo.adamw, naive_adam, {}, {"weight_decay": 1e-4}),
+    "adamw torch": (fo.adamw, naive_adam, {"weight_decay": 1e-2}, {}),
+    "adamw keras": (fo.adamw, naive_adam, {"eps": 1e-7, "eps_hat": True, "weight_decay": 4e-3}, {}),
+    "rmsprop": (fo.rmsprop, naive_rmsprop, {}, {}),
+    "rmsprop torch": (fo.rmsprop, naive_rmsprop, TORCH_RMSPROP, {}),
+    "rmsprop keras": (fo.rmsprop, naive_rmsprop, {"eps": 1e-7}, {}),
+    "rmsprop momentum": (fo.rmsprop, naive_rmsprop, {"momentum": 0.9}, {}),
+    "rmsprop momentum torch": (
+        fo.rmsprop,
+        naive_rmsprop,
+        {**TORCH_RMSPROP, "momentum": 0.9, "lr_in_velocity": False},
+        {},
+    ),
+    "rmsprop centered": (fo.rmsprop, naive_rmsprop, {"centered": True}, {}),
+    "rmsprop centered torch": (fo.rmsprop, naive_rmsprop, {**TORCH_RMSPROP, "centered": True}, {}),
+    "adagrad": (fo.adagrad, naive_adagrad, {}, {}),
+    "adagrad torch": (
+        lambda lr, start, **kw: fo.adagrad(lr, start, **kw),
+        naive_adagrad,
+        {"start": 0.0, "eps": 1e-10, "eps_in_sqrt": False},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize(("learning_rate", "dtype"), [(0.1, "float64"), (falling, "float32")])
+@pytest.mark.parametrize("case", NAIVE)
+def test_follows_a_naive_loop(case, learning_rate, dtype):
+    build, naive, args, only_naive = NAIVE[case]
+    rates = FALLING if learning_rate is falling else np.full_like(FALLING, learning_rate)
+    path = run(build(falling if learning_rate is falling else learning_rate, **args), dtype)
+    for name, p in START.items():
+        expected = np.stack(list(naive(p, [grad[name] for grad in GRADS], rates, **args, **only_naive)))
+        # In float32 the bias corrections 1 - b2^t of the first steps keep only three to four digits.
+        np.testing.assert_allclose(path[name], expected, rtol=0, atol=1e-13 if dtype == "float64" else 2e-5)
+
+
+def with_torch_decay(tx):
+    """PyTorch's `weight_decay` is added to the gradient."""
+    return optax.chain(optax.add_decayed_weights(0.05), tx)
+
+
+def with_keras_decay(tx):
+    """Keras's `weight_decay` shrinks the weights by `lr * weight_decay`, beside any optimizer."""
+    return optax.chain(tx, optax.add_decayed_weights(lambda step: -0.05 * falling(step)))
+
+
+TORCH_RMS = {"decay": 0.99, "eps_in_sqrt": False, "lr_in_velocity": False}
+PEERS = {
+    "torch": {
+        "sgd": fo.sgd(falling),
+        "sgd_weight_decay": with_torch_decay(fo.momentum(falling)),
+        "momentum": fo.momentum(falling),
+        "nesterov": fo.nesterov(falling),
+        "adam": fo.adam(falling),
+        "adam_weight_decay": with_torch_decay(fo.adam(falling)),
+        "adamw": fo.adamw(falling, weight_decay=1e-2),
+        "rmsprop": fo.rmsprop(falling, **TORCH_RMS),
+        "rmsprop_momentum": fo.rmsprop(falling, **TORCH_RMS, momentum=0.9),
+        "rmsprop_centered": fo.rmsprop(falling, **TORCH_RMS, momentum=0.9, centered=True),
+        "adagrad": fo.adagrad(falling, 0.0, 1e-10, eps_in_sqrt=False),
+        "adagrad_lr_decay": fo.adagrad(lambda t: falling(t) / (1 + t * 0.3), 0.0, 1e-10, eps_in_sqrt=False),
+    },
+    "keras": {
+        "sgd": fo.sgd(falling),
+        "sgd_weight_decay": with_keras_decay(fo.momentum(falling, lr_in_velocity=True)),
+        "momentum": fo.momentum(falling, lr_in_velocity=True),
+        "nesterov": fo.nesterov(falling, lr_in_velocity=True),
+        "adam": fo.adam(falling, eps=1e-7, eps_hat=True),
+        "adam_weight_decay": fo.adamw(falling, eps=1e-7, eps_hat=True, weight_decay=0.05),
+        "adamw": fo.adamw(falling, eps=1e-7, eps_hat=True, weight_decay=4e-3),
+        "rmsprop": fo.rmsprop(falling, eps=1e-7),
+        "rmsprop_momentum": fo.rmsprop(falling, eps=1e-7, momentum=0.9),
+        "rmsprop_centered": fo.rmsprop(falling, eps=1e-7, momentum=0.9, centered=True),
+        "adagrad": fo.adagrad(falling),
+    },
+}
+
+
+def test_every_golden_trajectory_has_its_arguments():
+    assert {peer: set(GOLDEN[peer]) for peer in PEERS} == {peer: set(cases) for peer, cases in PEERS.items()}
+
+
+@pytest.mark.parametrize(("peer", "case"), [(peer, case) for peer, cases in PEERS.items() for case in cases])
+def test_goes_where_the_peer_went(peer, case):
+    path = run(PEERS[peer][case])
+    for step, golden in zip(GOLDEN["kept_steps"], GOLDEN[peer][case], strict=True):
+        for name, expected in golden.items():
+            np.testing.assert_allclose(path[name][step - 1], expected, rtol=0, atol=1e-12)
+
+
+ALIASES = {
+    "sgd": (fo.sgd(0.1), optax.sgd(0.1)),
+    "momentum": (fo.momentum(0.1, 0.8), optax.sgd(0.1, 0.8)),
+    "nesterov": (fo.nesterov(0.1, 0.8), optax.sgd(0.1, 0.8, nesterov=True)),
+    "adam": (fo.adam(0.1), optax.adam(0.1)),
+    "adam args": (
+        fo.adam(falling, 0.8, 0.99, 1e-6, 1e-9, mu_dtype="bfloat16"),
+        optax.adam(falling, 0.8, 0.99, 1e-6, 1e-9, mu_dtype="bfloat16"),
+    ),
+    "adamw": (fo.adamw(0.1), optax.adamw(0.1)),
+    "adamw args": (
+        fo.adamw(0.1, weight_decay=falling, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
+        optax.adamw(0.1, weight_decay=falling, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
+    ),
+    "rmsprop": (fo.rmsprop(0.1), optax.rmsprop(0.1)),
+    "rmsprop args": (
+        fo.rmsprop(
+            falling, 0.8, eps_in_sqrt=False, momentum=0.9, nesterov=True, initial_scale=1.0, bias_correction=True
+        ),
+        optax.rmsprop(falling, 0.8, 1e-8, 1.0, eps_in_sqrt=False, momentum=0.9, nesterov=True, bias_correction=True),
+    ),
+    "rmsprop centered": (fo.rmsprop(0.1, centered=True), optax.rmsprop(0.1, centered=True)),
+    "adagrad": (fo.adagrad(0.1), optax.adagrad(0.1)),
+    "adagrad args": (fo.adagrad(falling, 0.0, 1e-3), optax.adagrad(falling, 0.0, 1e-3)),
+}
+
+
+@pytest.mark.parametrize("case", ALIASES)
+def test_equals_the_optax_alias_bit_for_bit(case):
+    ours, alias = (run(tx, "float32") for tx in ALIASES[case])
+    jax.tree.map(np.testing.assert_array_equal, ours, alias)
+
+
+EPSILONS = {
+    "adam": (fo.adam(1.0, eps=1e-7), fo.adam(1.0, eps=1e-7, eps_hat=True)),
+    "rmsprop": (fo.rmsprop(1.0, eps_in_sqrt=False), fo.rmsprop(1.0)),
+    "adagrad": (fo.adagrad(1.0, 0.0, eps_in_sqrt=False), fo.adagrad(1.0, 0.0)),
+}
+
+
+@pytest.mark.parametrize("case", EPSILONS)
+def test_epsilon_conventions_part_on_tiny_gradients_only(case):
+    grad = jnp.array([1.0, 1e-8])
+    with jax.numpy_dtype_promotion("standard"):
+        (a, _), (b, _) = (tx.update(grad, tx.init(grad)) for tx in EPSILONS[case])
+    np.testing.assert_allclose(a[0], b[0], rtol=1e-5)
+    assert a[1] / b[1] > 20
+
+
+@pytest.mark.parametrize("build", [fo.momentum, fo.nesterov])
+def test_where_the_velocity_has_the_learning_rate_matters_only_when_it_changes(build):
+    outside, inside = (run(build(0.1, lr_in_velocity=flag)) for flag in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-14), outside, inside)
+    outside, inside = (run(build(falling, lr_in_velocity=flag)) for flag in (False, True))
+    assert abs(outside["vector"] - inside["vector"])[-1, 0] > 0.05
+
+
+STRICT = {
+    "sgd": fo.sgd(falling),
+    "momentum": fo.momentum(0.1, lr_in_velocity=True),
+    "nesterov": fo.nesterov(falling),
+    "adam keras": fo.adam(falling, eps_hat=True, eps_root=1e-9),
+    "adamw keras": fo.adamw(0.1, eps_hat=True),
+    "rmsprop": fo.rmsprop(0.1, momentum=0.9, centered=True),
+    "adagrad torch": fo.adagrad(0.1, eps_in_sqrt=False),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", STRICT)
+def test_keeps_dtypes_under_strict_promotion(case, dtype):
+    path = run(STRICT[case], dtype, promotion="strict")
+    assert all(leaf.dtype == dtype and np.isfinite(leaf.astype("float32")).all() for leaf in path.values())
+
+
+def test_first_moment_can_have_its_own_dtype():
+    tx = fo.adam(0.1, eps_hat=True, mu_dtype="bfloat16")
+    with jax.numpy_dtype_promotion("standard"):
+        _, state = tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
+    assert (state[0].mu.dtype, state[0].nu.dtype) == ("bfloat16", "float32")
+
+
+@pytest.mark.parametrize("tx", [fo.adam(0.1, eps_hat=True), fo.adagrad(0.1, eps_in_sqrt=False)])
+def test_own_scalings_are_found_by_tree_map_params(tx):
+    params = {"w": jnp.ones(3), "none": None}
+    state = tx.init(params)
+    marked = optax.tree_map_params(tx, lambda _: "p", state, transform_non_params=lambda _: "n")
+    moments = len(jax.tree.leaves(state)) - ("count" in str(state))
+    assert jax.tree.leaves(marked).count("p") == moments > 0
+    assert tx.update(params, state, params)[0]["none"] is None
+
+
+# alternate
+
+
+def sums(tx, grads, params):
+    """Run a transformation step by step; return its updates and its states."""
+    states, updates, step = [tx.init(params)], [], jax.jit(tx.update)
+    for grad in grads:
+        update, state = step(grad, states[-1], params)
+        states.append(state)
+        updates.append(update)
+    return updates, states
+
+
+def test_alternate_adam_counts_its_own_steps():
+    grads = [jnp.array([1.0, -2.0]) * (step + 1) for step in range(8)]
+    with jax.numpy_dtype_promotion("standard"):
+        updates, states = sums(alternate(fo.sgd(0.5), fo.adam(falling)), grads, jnp.zeros(2))
+        alone, alone_states = sums(fo.adam(falling), grads[1::2], jnp.zeros(2))
+    np.testing.assert_allclose(np.stack(updates[1::2]), np.stack(alone), rtol=1e-6)
+    np.testing.assert_array_equal(np.stack(updates[::2]), np.stack([-0.5 * g for g in grads[::2]]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), states[-1].inner[1], alone_states[-1])
+    assert states[-1].inner[1][0].count == 4
+
+
+def test_alternate_leaves_states_out_of_turn_alone():
+    tx = alternate(fo.momentum(0.1), fo.adagrad(0.1), fo.rmsprop(0.1), every=2)
+    grads = [jnp.full(3, jnp.nan if step in (0, 3) else step, jnp.float32) for step in range(12)]
+    _, states = sums(tx, grads, jnp.zeros(3))
+    for step, (before, after) in enumerate(zip(states, states[1:])):
+        for i in {0, 1, 2} - {step // 2 % 3}:
+            jax.tree.map(np.testing.assert_array_equal, before.inner[i], after.inner[i])
+    assert np.isnan(jax.tree.leaves(states[-1].inner[0])).all()
+    assert np.isfinite(jax.tree.leaves(states[-1].inner[2])).all()
+
+
+@given(n=st.integers(2, 4), every=st.integers(1, 5), steps=st.integers(1, 30))
+def test_alternate_takes_turns_cyclically(n, every, steps):
+    tx = alternate(*(fo.sgd(10.0**i) for i in range(n)), every=every)
+    step = lambda state, _: tx.update(jnp.float32(1), state)[::-1]  # noqa: E731
+    state, updates = jax.lax.scan(step, tx.init(jnp.float32(0)), length=steps)
+    np.testing.assert_allclose(updates, [-(10.0 ** (t // every % n)) for t in range(steps)])
+    assert state.position == steps % (n * every)
+
+
+def test_alternate_compiles_once_and_keeps_the_state_alike():
+    traces = []
+    tx = alternate(fo.sgd(0.1), fo.adam(0.1), fo.rmsprop(falling, momentum=0.9), every=2)
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+
+    @jax.jit
+    def step(params, state):
+        traces.append(1)
+        updates, state = tx.update(params, state, params)
+        return optax.apply_updates(params, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):
+        state = tx.init(params)
+        like = jax.eval_shape(lambda: state)
+        for _ in range(9):
+            params, state = step(params, state)
+    assert len(traces) == 1
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), like)
+
+
+def scale_by_extra():
+    update: Any = lambda g, s, p=None, *, value, **_: (g * value, s)  # noqa: E731
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def test_alternate_passes_extra_arguments_on():
+    tx = alternate(fo.sgd(1.0), scale_by_extra())
+    state = tx.init(jnp.zeros(()))
+    first, state = tx.update(jnp.float32(3), state, value=jnp.float32(7))
+    second, state = tx.update(jnp.float32(3), state, value=jnp.float32(7))
+    assert (first, second) == (-3, 21)
+
+
+def test_alternate_works_with_tree_map_params():
+    tx = alternate(fo.momentum(0.1), fo.adam(0.1))
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    names = {"w": "w", "b": "b"}
+    found: Any = optax.tree_map_params(tx, lambda _, n: n, tx.init(params), names, transform_non_params=lambda _: None)
+    assert isinstance(found, AlternateState)
+    assert found.position is None
+    assert found.inner[0][0].trace == found.inner[1][0].mu == found.inner[1][0].nu == names
+
+
+def test_alternate_composes_with_optax():
+    tx: Any = optax.MultiSteps(optax.chain(optax.clip(1.0), alternate(fo.sgd(0.1), fo.sgd(0.2))), 2)
+    state, params, path = tx.init(jnp.float32(0)), jnp.float32(0), []
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(8):
+            updates, state = tx.update(jnp.float32(5), state, params)
+            params = optax.apply_updates(params, updates)
+            path.append(params)
+    np.testing.assert_allclose(path, [0, -0.1, -0.1, -0.3, -0.3, -0.4, -0.4, -0.6], rtol=1e-6)
+
+
+def test_alternate_maps_over_positions():
+    tx = alternate(fo.sgd(0.1), fo.sgd(1.0))
+    state = jax.vmap(lambda p: tx.init(jnp.float32(0))._replace(position=p))(jnp.arange(2))
+    updates, state = jax.vmap(lambda s: tx.update(jnp.float32(1), s))(state)
+    np.testing.assert_allclose(updates, [-0.1, -1.0])
+    assert state.position.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("txs", "every", "message"), [((), 1, "got 0"), ((fo.sgd(0.1),), 1, "got 1"), ((fo.sgd(0.1),) * 2, 0, "got 0")]
+)
+def test_alternate_refuses(txs, every, message):
+    with pytest.raises(ValueError, match=f"`alternate`.*{message}"):
+        alternate(*txs, every=every)
+
+
+# plateau
+
+VALUES = st.lists(st.floats(width=32) | st.sampled_from([1.0, 0.999, 0.5, -1.0, float("nan")]), max_size=30)
+
+
+def naive_plateau(values, patience, rtol, atol):
+    best, since, reached = np.float32(np.inf), 0, False
+    for value in np.array(values, np.float32):
+        margin = np.float32(atol) + np.float32(rtol) * abs(best) if np.isfinite(best) else np.float32(0)
+        if value < best - margin:
+            best, since = value, 0
+        else:
+            since += 1
+        reached = reached or since >= patience
+    return best, since, reached
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@given(values=VALUES, patience=st.integers(1, 5), rtol=st.sampled_from([0.0, 0.25]), atol=st.sampled_from([0.0, 0.5]))
+def test_plateau_follows_a_naive_loop(values, patience, rtol, atol):
+    criterion = plateau(patience=patience, rtol=rtol, atol=atol)
+    state = reduce(criterion.update, values, criterion.init())
+    best, since, reached = naive_plateau(values, patience, rtol, atol)
+    assert (state.best, state.since, state.reached) == (best, since, reached)
+
+
+def test_plateau_under_jit_keeps_types_and_compiles_once():
+    criterion = plateau(patience=2)
+    update: Any = jax.jit(criterion.update)
+    state = criterion.init()
+    for value in [3.0, 2.0, 2.0, 2.5]:
+        state = update(state, jnp.float32(value))
+    assert state.reached
+    assert update._cache_size() == 1
+    assert update(state, jnp.bfloat16(1.0)).best.dtype == "float32"
+    assert [(x.shape, x.dtype) for x in state] == [(x.shape, x.dtype) for x in criterion.init()]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_plateau_is_reached_by_a_run_that_diverges(value):
+    criterion = plateau(patience=3)
+    state = criterion.update(criterion.init(), 1.0)
+    for expected in [False, False, True, True]:
+        state = criterion.update(state, value)
+        assert state.reached == expected
+    assert state.best == 1.0
+
+
+def test_plateau_of_nan_from_the_start():
+    criterion = plateau(patience=2)
+    state = criterion.update(criterion.update(criterion.init(), np.nan), np.nan)
+    assert state.reached and state.best == np.inf
+
+
+def test_plateau_tolerance_is_relative_to_the_size_of_negative_values_too():
+    criterion = plateau(patience=1, rtol=0.1)
+    state = criterion.update(criterion.init(), -1.0)
+    assert criterion.update(state, -1.05).reached
+    assert not criterion.update(state, -1.15).reached
+
+
+def test_plateau_sums_up_small_steps():
+    criterion = plateau(patience=5, rtol=0.0, atol=1.0)
+    state = criterion.init()
+    for step in range(40):
+        state = criterion.update(state, 10.0 - 0.3 * step)
+        assert not state.reached
+
+
+def test_plateau_stops_a_while_loop_alone_and_under_vmap():
+    criterion = plateau(patience=2, rtol=0.0, atol=1e-3)
+
+    def descend(rate):
+        def step(carry):
+            x, state, steps = carry
+            return x * (1 - rate), criterion.update(state, x**2), steps + 1
+
+        start = (jnp.float32(1), criterion.init(), jnp.int32(0))
+        return jax.lax.while_loop(lambda carry: ~carry[1].reached, step, start)
+
+    rates = jnp.array([0.1, 0.5, 0.9, jnp.nan])
+    together = jax.jit(jax.vmap(descend))(rates)
+    alone = [jax.jit(descend)(rate) for rate in rates]
+    jax.tree.map(np.testing.assert_array_equal, together, jax.tree.map(lambda *xs: np.stack(xs), *alone))
+    assert together[2].tolist() == sorted(together[2].tolist(), reverse=True)
+
+
+@pytest.mark.parametrize(
+    "args", [{"patience": 0}, {"patience": 1, "rtol": -1.0}, {"patience": 1, "atol": float("nan")}]
+)
+def test_plateau_refuses(args):
+    with pytest.raises(ValueError, match="`plateau`.*got patience"):
+        plateau(**args)
+
+
+# The page
+
+
+PAGE = (ROOT / "docs/optimizers.md").read_text()
+
+
+@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
+def test_snippets_of_the_page_run(snippet):
+    with jax.numpy_dtype_promotion("standard"):
+        exec(snippet, {})
