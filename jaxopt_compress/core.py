@@ -1,4 +1,4 @@
-"""The core: a parameter transform is four pure functions; combinators compose them.
+"""The core: a parameter transform is a few pure functions; combinators compose them.
 
 Nothing here knows pruning from quantization. `init` looks at the parameters once, `apply` says what the forward
 pass (and the shipped model) sees, `update` learns between steps, `encode` says how a leaf is stored.
@@ -24,8 +24,14 @@ class UpdateFn(Protocol):
     def __call__(self, params: Params, state: State, *, step: Step, **extra: Any) -> State: ...
 
 
+def nothing_removed(params: Params, state: State) -> dict[str, jax.Array]:
+    """Tell that a transform removes no weight."""
+    del params, state
+    return {}
+
+
 class ParamTransform(NamedTuple):
-    """Four pure functions over any pytree of parameters.
+    """Pure functions over any pytree of parameters.
 
     Attributes:
       init: `(params) -> state`; the state holds arrays only.
@@ -34,12 +40,23 @@ class ParamTransform(NamedTuple):
       update: `(params, state, *, step, **extra) -> state`; runs between steps and is never differentiated. `step`
         (an integer, traced or not) is the caller's clock: no state holds one.
       encode: `(params, state) -> tree`; the stored form. `decode(encode(p, s)) == apply(p, s)`, bit for bit.
+      removed: for transforms that remove weights, `(params, state) -> {path: bool array}`, True where `apply` gives
+        zero and no gradient whatever the weight is: the weights that `attach` holds at exact zero.
+      apply_held: `apply` for parameters whose removed weights are exact zeros already, if that can be had for less:
+        the same value and gradient. A mask then costs no copy of the weights.
     """
 
     init: Callable[[Params], State]
     apply: Callable[[Params, State], Params]
     update: UpdateFn
     encode: Callable[[Params, State], Any]
+    removed: Callable[[Params, State], dict[str, jax.Array]] = nothing_removed
+    apply_held: Callable[[Params, State], Params] | None = None
+
+    @property
+    def forward(self) -> Callable[[Params, State], Params]:
+        """`apply_held` where there is one, else `apply`."""
+        return self.apply_held or self.apply
 
 
 def keep(params: Params, state: State, *, step: Step, **extra: Any) -> State:
@@ -70,6 +87,11 @@ def chain(*links: ParamTransform) -> ParamTransform:
             params = link.apply(params, s)
         return params
 
+    def apply_held(params, state):
+        for link, s in zip(links, state, strict=True):
+            params = link.forward(params, s)
+        return params
+
     def update(params, state, *, step, **extra):
         new = []
         for link, s in zip(links, state, strict=True):
@@ -85,7 +107,14 @@ def chain(*links: ParamTransform) -> ParamTransform:
             params = after
         return stored
 
-    return ParamTransform(init, apply, update, encode)
+    def removed(params, state):
+        gone: dict[str, jax.Array] = {}
+        for link, s in zip(links, state, strict=True):
+            for path, mask in link.removed(params, s).items():
+                gone[path] = gone[path] | mask if path in gone else mask
+        return gone
+
+    return ParamTransform(init, apply, update, encode, removed, apply_held)
 
 
 def _settle(position: int, before, after, form, stored):
@@ -137,11 +166,16 @@ def select(where: tree.Where, t: ParamTransform) -> ParamTransform:
         }
         return t.update(restrict(params, paths), state, step=step, **alike)
 
+    def lift(fn):
+        return lambda params, state: tree.replace(params, fn(inside(params), state))
+
     return ParamTransform(
         init=lambda params: t.init(inside(params)),
-        apply=lambda params, state: tree.replace(params, t.apply(inside(params), state)),
+        apply=lift(t.apply),
         update=update,
-        encode=lambda params, state: tree.replace(params, t.encode(inside(params), state)),
+        encode=lift(t.encode),
+        removed=lambda params, state: t.removed(inside(params), state),
+        apply_held=lift(t.forward),
     )
 
 
@@ -192,7 +226,10 @@ def straight_through(t: ParamTransform) -> ParamTransform:
     def estimate(before, after):
         return after if after is before or not tree.is_weight(before) else passthrough(before, after)
 
-    return t._replace(apply=lambda params, state: jax.tree.map(estimate, params, t.apply(params, state)))
+    def apply(params, state):
+        return jax.tree.map(estimate, params, t.apply(params, state))
+
+    return t._replace(apply=apply, removed=nothing_removed, apply_held=None)
 
 
 def stacked(t: ParamTransform) -> ParamTransform:
@@ -208,7 +245,9 @@ def stacked(t: ParamTransform) -> ParamTransform:
         other = {k: v for k, v in extra.items() if k not in alike}
         return jax.vmap(lambda p, s, e: t.update(p, s, step=step, **e, **other))(params, state, alike)
 
-    return ParamTransform(jax.vmap(t.init), jax.vmap(t.apply), update, jax.vmap(t.encode))
+    return ParamTransform(
+        jax.vmap(t.init), jax.vmap(t.apply), update, jax.vmap(t.encode), jax.vmap(t.removed), jax.vmap(t.forward)
+    )
 
 
 def leafwise(init: Callable, apply: Callable, encode: Callable | None = None) -> ParamTransform:

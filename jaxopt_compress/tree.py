@@ -70,7 +70,7 @@ def choose(tree, where: Where) -> tuple[str, ...]:
     found = leaves(tree)
     if isinstance(where, str):
         where = (where,)
-    if callable(where):
+    if callable(where) and not _is_module_like(tree, where):
         chosen = tuple(path for path, leaf in found.items() if where(path, leaf))
     elif isinstance(where, (tuple, list)) and where and all(isinstance(glob, str) for glob in where):
         matched = [{path for path in found if _matches(glob, path)} for glob in where]
@@ -81,6 +81,11 @@ def choose(tree, where: Where) -> tuple[str, ...]:
         chosen = _flagged(tree, where, found)
     _refuse_empty(chosen, where, found)
     return chosen
+
+
+def _is_module_like(tree, where) -> bool:
+    """Tell whether a callable is a tree of bools: modules such as Equinox's are pytrees that can be called."""
+    return not jax.tree_util.all_leaves([where]) and jax.tree.structure(where) == jax.tree.structure(tree)
 
 
 def _flagged(tree, flags, found: Selection) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--epochs", type=int, help="of each run, to try things out")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the file, the table and the plot")
     options = parser.parse_args(arguments)
-    console = Console()
+    console = Console(width=max(Console().width, 116))
     try:
         split = data.load(options.data)
     except FileNotFoundError as error:
@@ -147,11 +147,10 @@ def show(rows, first: Outcome, found: dict[str, Any], folder: Path, console: Con
         f"make the file small, not the float forward fast."
     )
     state = first.states["compressed student"]
-    kept = np.count_nonzero(measuring.kernels(seen_by_forward(state))[0], axis=1)
-    side = int(len(kept) ** 0.5)
+    kernel = measuring.kernels(seen_by_forward(state))[1]
     png = folder / f"demo-{name}.png"
     headline = f"{name}: pruned to 90 %, int8, distilled in one jitted step"
-    showing.plot(rows, first.history, kept.reshape(side, side), png, headline)
+    showing.plot(rows, first.history, kernel, png, headline)
     (folder / f"demo-{name}.json").write_text(json.dumps(found, indent=1) + "\n")
     console.print(str(jc.report.table(state.params, state.tx.encode(state.params, state.opt_state))), highlight=False)
     console.print(f"plot: {png}\nresults: {folder / f'demo-{name}.json'}")

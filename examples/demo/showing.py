@@ -43,13 +43,13 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
-def plot(rows: Sequence[Measured], history: dict[str, list[float]], kept: np.ndarray, path: Path, title: str) -> None:
+def plot(rows: Sequence[Measured], history: dict[str, list[float]], kernel: np.ndarray, path: Path, title: str) -> None:
     """Save the picture of the run.
 
     Args:
       rows: the table.
       history: validation accuracy by run, and `sparsity`, one value an epoch of the first seed.
-      kept: the connections that each input pixel of the compressed student keeps, as an image.
+      kernel: one layer of the compressed student, whose zeros are shown.
       path: where to save the PNG.
       title: its title.
     """
@@ -57,7 +57,7 @@ def plot(rows: Sequence[Measured], history: dict[str, list[float]], kept: np.nda
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.4), width_ratios=(1.15, 1.15, 0.8))
     _accuracy_against_bytes(left, rows)
     _training(middle, history)
-    _kept(right, kept)
+    _kept(right, kernel)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def _accuracy_against_bytes(axes, rows: Sequence[Measured]) -> None:
     axes.set_title(f"{dense / small:.1f}x smaller than the dense student", loc="left")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.18 * (high - low))
-    axes.margins(x=0.25)
+    axes.margins(x=0.3)
     axes.grid(alpha=0.25)
 
 
@@ -100,9 +100,11 @@ def _training(axes, history: dict[str, list[float]]) -> None:
     axes.grid(alpha=0.25)
 
 
-def _kept(axes, kept: np.ndarray) -> None:
-    image = axes.imshow(kept, cmap="magma")
-    axes.set_title("connections kept by input pixel", loc="left")
+def _kept(axes, kernel: np.ndarray) -> None:
+    kept = kernel != 0
+    by_row, by_column = (np.argsort(-kept.sum(axis), kind="stable") for axis in (1, 0))
+    axes.imshow(kept[by_row][:, by_column], cmap="Greys", aspect="auto", interpolation="nearest")
+    axes.set_title(f"what is left of a layer: {kept.mean():.0%}", loc="left")
+    axes.set(xlabel=f"{kernel.shape[1]} outputs, fullest first", ylabel=f"{kernel.shape[0]} inputs, fullest first")
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.figure.colorbar(image, ax=axes, shrink=0.8)

@@ -30,8 +30,12 @@ class Attached(optax.GradientTransformationExtraArgs):
     transform: ParamTransform
 
     def apply(self, params: Params, opt_state: optax.OptState) -> Params:
-        """Return what the forward pass sees: `transform.apply` with the state found in `opt_state`."""
-        return self.transform.apply(params, compress_state(opt_state))
+        """Return what the forward pass sees: `transform.apply` with the state found in `opt_state`.
+
+        For parameters that come from this optimizer: their removed weights are exact zeros, so that no masked copy is
+        made of them. For others use `transform.apply`.
+        """
+        return self.transform.forward(params, compress_state(opt_state))
 
     def encode(self, params: Params, opt_state: optax.OptState) -> Any:
         """Return the stored form of the model: `transform.encode` with the state found in `opt_state`."""
@@ -41,11 +45,13 @@ class Attached(optax.GradientTransformationExtraArgs):
 def attach(tx: optax.GradientTransformation | optax.MultiSteps, t: ParamTransform) -> Attached:
     """Join an optimizer and a transform into one ordinary Optax optimizer.
 
-    After the inner optimizer's step, `t.update` runs on the stepped parameters (extras: `grads`, and what the caller
-    passed to `update`), and the weights that `t` has removed are set to exact zero by emitting `-p`. A weight counts as
-    removed where `t.apply` gives zero *and* passes no gradient, so under `straight_through` nothing is removed: the
-    dense weights go on learning. The moments of removed weights are what `tx.init` gives, so that a weight that comes
-    back starts afresh; they are found with `optax.tree_map_params`, never by the optimizer's type.
+    In one update: `t.update` runs on the parameters as they came in (extras: `grads`, and what the caller passed).
+    Weights that `t` has removed get no gradient, the moments that `tx.init` gives, so that one that comes back starts
+    afresh, and the update `-p`, which makes them exact zeros in every dtype; the inner optimizer moves the others.
+    Under `straight_through` nothing counts as removed: the dense weights go on learning. Moments are found with
+    `optax.tree_map_params`, never by the optimizer's type.
+
+    Masks are drawn before the step and not after it, as RigL does: they then cost no pass over memory of their own.
 
     The state is arrays only, to be checkpointed, sharded and donated like any `opt_state`. `attach` may itself stand
     inside `optax.chain`, `MultiSteps`, `partition` or `inject_hyperparams`.
@@ -79,13 +85,12 @@ def attach(tx: optax.GradientTransformation | optax.MultiSteps, t: ParamTransfor
     def update(updates, state, params=None, **extra):
         if params is None:
             raise ValueError("`attach`: `update(grads, state, params)` needs the parameters; got None.")
-        grads = updates
-        updates, inner_state = inner.update(grads, state.inner, params, **extra)
-        stepped = optax.apply_updates(params, updates)
-        compress = t.update(stepped, state.compress, step=state.step, **{"grads": grads, **extra})
-        gone = removed(t, stepped, compress)
-        updates = jax.tree.map(_hold_at_zero, gone, updates, params)
-        inner_state = _restart(inner, inner_state, gone, params)
+        compress = t.update(params, state.compress, step=state.step, **{"grads": updates, **extra})
+        gone = _removed(t, params, compress)
+        live, held = _zero(gone, updates), _zero(gone, params)
+        inner_state = _restart(inner, state.inner, gone, held)
+        moved, inner_state = inner.update(live, inner_state, held, **extra)
+        updates = jax.tree.map(_emit, gone, moved, params)
         return updates, AttachState(optax.safe_increment(state.step), inner_state, compress)
 
     attached = Attached(init, update)
@@ -102,20 +107,16 @@ def compress_state(opt_state: optax.OptState) -> State:
     return found[0].compress
 
 
-def removed(t: ParamTransform, params: Params, state: State):
-    """Mark the weights that a transform has removed: `apply` gives zero there and lets no gradient through.
-
-    Returns:
-      A tree of bool arrays with the structure of `params`; `False` for leaves that cannot be compressed.
-    """
-    weights = tree.weights(params)
-    value, pull = jax.vjp(lambda w: tree.weights(t.apply(tree.replace(params, w), state)), weights)
-    (slope,) = pull(jax.tree.map(jnp.ones_like, value))
-    gone = jax.tree.map(lambda v, s: (v == 0) & (s == 0), value, slope)
-    return tree.replace(params, {**dict.fromkeys(tree.leaves(params), False), **gone})
+def _removed(t: ParamTransform, params: Params, state: State):
+    """Mark the removed weights in the structure of `params`: bool arrays, and `False` for leaves that have none."""
+    return tree.replace(params, {**dict.fromkeys(tree.leaves(params), False), **t.removed(params, state)})
 
 
-def _hold_at_zero(gone, update, param):
+def _zero(gone, values):
+    return jax.tree.map(lambda g, v: v if g is False else jnp.where(g, jnp.zeros((), v.dtype), v), gone, values)
+
+
+def _emit(gone, update, param):
     return update if gone is False else jnp.where(gone, -param.astype(update.dtype), update)
 
 

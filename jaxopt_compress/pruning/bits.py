@@ -38,6 +38,19 @@ def keep_packed(w: jax.Array, packed: jax.Array) -> jax.Array:
     return jnp.where(unpack(packed, w), w, jnp.zeros((), w.dtype))
 
 
+@jax.custom_jvp
+def learn_kept(w: jax.Array, packed: jax.Array) -> jax.Array:
+    """Return `w`, whose masked entries are zero already, with the gradient of `keep_packed`: nothing is copied."""
+    del packed
+    return w
+
+
+@learn_kept.defjvp
+def _learn_kept_jvp(primals, tangents):
+    w, packed = primals
+    return w, keep_packed(tangents[0], packed)
+
+
 def unpack(packed: jax.Array, like: jax.Array) -> jax.Array:
     """Return the bool mask, in the shape and sharding of the weight `like`."""
     axis = packed_axis(like.shape)

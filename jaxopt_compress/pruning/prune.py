@@ -57,7 +57,12 @@ def prune(criterion: Criterion, sparsity: float | optax.Schedule, *, scope: str 
         return tree.Selection((path, _all_ones(w)) for path, w in tree.weights(params).items())
 
     def apply(params, state):
-        return tree.replace(params, {path: bits.keep_packed(w, state[path]) for path, w in tree.weights(params).items()})
+        return tree.replace(
+            params, {path: bits.keep_packed(w, state[path]) for path, w in tree.weights(params).items()}
+        )
+
+    def apply_held(params, state):
+        return tree.replace(params, {path: bits.learn_kept(w, state[path]) for path, w in tree.weights(params).items()})
 
     def update(params, state, *, step, **extra):
         del state
@@ -66,7 +71,10 @@ def prune(criterion: Criterion, sparsity: float | optax.Schedule, *, scope: str 
         masks = _rank(operands, score, fraction, scope)
         return tree.Selection((path, bits.pack(mask)) for path, mask in masks.items())
 
-    return ParamTransform(init, apply, update, encode=apply)
+    def removed(params, state):
+        return {path: ~bits.unpack(state[path], w) for path, w in tree.weights(params).items()}
+
+    return ParamTransform(init, apply, update, encode=apply, removed=removed, apply_held=apply_held)
 
 
 def _all_ones(w: jax.Array) -> jax.Array:
@@ -107,7 +115,7 @@ def _top(operands: Sequence[Any], score: Callable, fraction, paths: list[str]) -
     if total > MOST:
         raise ValueError(
             f"`prune`: at most {MOST} weights can be ranked together; got {total} in {paths[0]!r}"
-            f"{' and others' * (len(paths) > 1)}. Use `stacked` for layers on a leading axis, or scope=\"layer\"."
+            f'{" and others" * (len(paths) > 1)}. Use `stacked` for layers on a leading axis, or scope="layer".'
         )
     if total == 0:
         return [jnp.ones(counting.shape(operand), bool) for operand in operands]

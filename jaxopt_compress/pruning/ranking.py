@@ -39,7 +39,7 @@ def ordered_keys(scores: jax.Array) -> jax.Array:
     scores = scores.astype(jnp.float32)
     bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
     keys = jnp.where(bits >> 31 != 0, ~bits, bits | jnp.uint32(ZERO))
-    keys = jnp.where(scores == 0, jnp.uint32(ZERO), keys)
+    keys = jnp.where(keys == ZERO - 1, jnp.uint32(ZERO), keys)  # -0.0; `scores == 0` would flush subnormals on CPU
     return jnp.where(jnp.isnan(scores), jnp.uint32(0), keys)
 
 

@@ -32,16 +32,16 @@ def absmax_scale(w: jax.Array, bits: int, shared_axes: tuple[int, ...]) -> jax.A
 def codes(w: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
     """Round to int8 codes, clipped to the restricted range."""
     top = largest_code(bits)
-    return jnp.clip(_rounded(w, scale), -top, top).astype(jnp.int8)
+    return jnp.clip(jnp.round(_scaled(w, scale)), -top, top).astype(jnp.int8)
 
 
 def in_range(w: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
     """Tell which weights round to a code inside the range, so that clipping does not change them."""
-    return jnp.abs(_rounded(w, scale)) <= largest_code(bits)
+    return jnp.abs(_scaled(w, scale)) < largest_code(bits) + 0.5  # half to even: the end itself rounds out of range
 
 
-def _rounded(w: jax.Array, scale: jax.Array) -> jax.Array:
-    return jnp.round(w.astype(scale.dtype) * (1 / scale))
+def _scaled(w: jax.Array, scale: jax.Array) -> jax.Array:
+    return w.astype(scale.dtype) * (1 / scale)
 
 
 def _wide(dtype) -> jnp.dtype:

@@ -1,0 +1,45 @@
+# Everything from a bare machine: each target makes its own virtual environment first. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DATA ?= digits
+JOBS ?= 2
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: demo test quick check format bench clean
+
+demo: $(VENV)/.demo  ## the main job: train, compress, save, load in a fresh process, score, show
+	$(BIN)/python -m examples.demo --data $(DATA)
+
+test: $(VENV)/.dev  ## the whole suite, doctests included
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+quick: $(VENV)/.dev  ## the fast part of the suite
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not tpu"
+
+check: $(VENV)/.dev  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev  ## every benchmark in its quick form
+	for name in mask_update train_step; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/.demo: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/pip install --quiet -e ".[dev,tpu]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) out
