@@ -90,7 +90,8 @@ def _read(place: Path, name: str) -> tuple[np.ndarray, ...] | None:
 
 
 def _idx(path: Path) -> np.ndarray:
-    content = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+    content = path.read_bytes()
+    content = gzip.decompress(content) if path.suffix == ".gz" else content
     axes = content[3]
     shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)

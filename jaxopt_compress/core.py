@@ -13,15 +13,17 @@ import jax.numpy as jnp
 
 from jaxopt_compress import encoded, tree
 
-Params = chex.ArrayTree
-State = chex.ArrayTree
-Step = chex.Numeric
+Params = Any  # any pytree whose leaves are arrays or pass through
+State = Any  # a pytree of arrays
+Step = chex.Numeric  # an integer scalar, traced or not
 
 
 class UpdateFn(Protocol):
     """The signature of `ParamTransform.update`: extras (`grads`, `stats`, ...) are passed to every link."""
 
-    def __call__(self, params: Params, state: State, *, step: Step, **extra: Any) -> State: ...
+    def __call__(self, params: Params, state: State, *, step: Step, **extra: Any) -> State:
+        """Return the new state."""
+        ...
 
 
 def nothing_removed(params: Params, state: State) -> dict[str, jax.Array]:

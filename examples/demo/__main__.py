@@ -37,13 +37,13 @@ def train_all(plan: dict[str, Run], split: data.Data, seed: int, progress: Progr
     states, history = {}, {name: [] for name in (*plan, "sparsity")}
     for name, run in plan.items():
 
-        def after(number: int, state: TrainState, name: str = name) -> None:
+        def after(number: int, state: TrainState, name: str = name, epochs: int = run.epochs) -> None:
             params = seen_by_forward(state)
             history[name].append(accuracy(state.apply_fn, params, split.validation))
             if name == "compressed student":
                 weights = measuring.kernels(params)
                 history["sparsity"].append(1 - sum(map(np.count_nonzero, weights)) / sum(w.size for w in weights))
-            progress.update(task, advance=1, description=f"seed {seed}: {name}, epoch {number + 1} of {run.epochs}")
+            progress.update(task, advance=1, description=f"seed {seed}: {name}, epoch {number + 1} of {epochs}")
 
         teacher = states["teacher"].params if "teacher" in states else None
         start = 1_000 + seed if name == "teacher" else seed

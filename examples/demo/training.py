@@ -22,6 +22,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Compute logits."""
         for width in self.widths[:-1]:
             x = nn.relu(nn.Dense(width)(x))
         return nn.Dense(self.widths[-1])(x)
@@ -82,9 +83,7 @@ def distilled_loss(setting: Setting) -> Loss:
     def loss_fn(state, params, batch, teacher_params):
         logits = state.apply_fn(state.tx.apply(params, state.opt_state), batch["image"])
         soft = teacher.apply(teacher_params, batch["image"])
-        losses = jc.distillation.kd(
-            logits, soft, batch["label"], temperature=setting.temperature, alpha=setting.alpha
-        )
+        losses = jc.distillation.kd(logits, soft, batch["label"], temperature=setting.temperature, alpha=setting.alpha)
         return losses.mean()
 
     return loss_fn

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 import jax
 from jax.extend import core as jex
@@ -48,11 +49,15 @@ def _equation(eqn: jex.JaxprEqn) -> int:
 
 def _dot(eqn: jex.JaxprEqn) -> int:
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    lhs = eqn.invars[0].aval.shape
-    return prod(eqn.outvars[0].aval.shape) * prod(lhs[axis] for axis in contracted)
+    lhs = _shape(eqn.invars[0])
+    return prod(_shape(eqn.outvars[0])) * prod(lhs[axis] for axis in contracted)
 
 
 def _conv(eqn: jex.JaxprEqn) -> int:
     numbers = eqn.params["dimension_numbers"]
-    kernel = eqn.invars[1].aval.shape
-    return prod(eqn.outvars[0].aval.shape) * prod(kernel) // kernel[numbers.rhs_spec[0]]
+    kernel = _shape(eqn.invars[1])
+    return prod(_shape(eqn.outvars[0])) * prod(kernel) // kernel[numbers.rhs_spec[0]]
+
+
+def _shape(var: Any) -> tuple[int, ...]:
+    return var.aval.shape

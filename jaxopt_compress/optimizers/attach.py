@@ -91,7 +91,7 @@ def attach(tx: optax.GradientTransformation | optax.MultiSteps, t: ParamTransfor
         inner_state = _restart(inner, state.inner, gone, held)
         moved, inner_state = inner.update(live, inner_state, held, **extra)
         updates = jax.tree.map(_emit, gone, moved, params)
-        return updates, AttachState(optax.safe_increment(state.step), inner_state, compress)
+        return updates, AttachState(jnp.asarray(optax.safe_increment(state.step)), inner_state, compress)
 
     attached = Attached(init, update)
     attached.transform = t

@@ -51,6 +51,7 @@ def count_fused(operands: Sequence[Operand], key: KeyFn, probes: Sequence[jax.Ar
 
     The comparison fuses into the reduction on GPU and TPU, and sharded arrays need one all-reduced scalar a probe.
     """
+    operands, probes = jax.lax.optimization_barrier((operands, probes))  # or XLA lifts the keys out of a loop, to memory
     totals = [jnp.zeros((), jnp.int32) for _ in probes]
     for operand, start in zip(operands, starts(operands), strict=True):
         keys = key(operand, flat_index(shape(operand), start))

@@ -1,0 +1,42 @@
+"""Every benchmark runs in its quick form and prints the keys it promises; nothing is timed here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+KEYS = {
+    "mask_update": {"mask_1e6", "mask_1e7", "mask_global_1e7", "mask_bytes_per_weight"},
+    "train_step": {
+        "prune_step_time",
+        "prune_step_memory",
+        "magnitude_refresh_step",
+        "packed_mask_time",
+        "compilations",
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KEYS)
+def test_benchmark_prints_its_keys(name, tmp_path):
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(tmp_path / "out.json")]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    ratios = json.loads(done.stdout.splitlines()[-1])
+    assert set(ratios) >= KEYS[name]
+    assert json.loads((tmp_path / "out.json").read_text())["ratios"] == ratios
+    if name == "train_step":
+        assert ratios["compilations"] == 1
+    if name == "mask_update":
+        assert ratios["mask_bytes_per_weight"] <= 0.5
+
+
+def test_results_are_committed_with_their_conditions():
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        found = json.loads(path.read_text())
+        assert {"ratios", "environment"} <= set(found), path
