@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import chex
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from jaxopt_compress import encoded, tree
@@ -198,6 +199,8 @@ def periodic(t: ParamTransform, every: int, start: int = 0) -> ParamTransform:
     def update(params, state, *, step, **extra):
         since = jnp.asarray(step) - start
         due = (since >= 0) & (since % every == 0)
+        if not isinstance(due, jax.core.Tracer):  # an eager caller need not compile a branch at every call
+            return t.update(params, state, step=step, **extra) if due else state
         return jax.lax.cond(due, lambda: t.update(params, state, step=step, **extra), lambda: state)
 
     return t._replace(update=update)

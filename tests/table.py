@@ -59,15 +59,14 @@ TABLE = [
 
 def params(dtype=jnp.float32, seed: int = 0) -> dict[str, Any]:
     """Return parameters with everything that may stand in a tree: `None`, integers, scalars, tied and odd leaves."""
-    keys = jax.random.split(jax.random.key(seed), 4)
+    keys = jax.random.split(jax.random.key(seed), 3)
     tied = jax.random.normal(keys[0], (16, 24), dtype)
     return {
         "embed": {"embedding": jax.random.normal(keys[1], (24, 16), dtype)},
         "block": [{"kernel": tied, "bias": jnp.zeros(24, dtype)}, {"kernel": tied, "bias": None}],
-        "conv": {"kernel": jax.random.normal(keys[2], (3, 3, 2, 5), dtype), "scale": jnp.ones(5, dtype)},
+        "conv": ({"kernel": jax.random.normal(keys[2], (3, 3, 2, 5), dtype), "scale": jnp.ones(5, dtype)},),
         "count": jnp.arange(3),
         "temperature": jnp.asarray(0.5, dtype),
-        "head": ({"kernel": jax.random.normal(keys[3], (3, 3, 2, 5), dtype)},),
     }
 
 

@@ -64,7 +64,7 @@ def test_against_a_naive_loop(shape, axes, dtype, bits):
 @BITS
 def test_halves_go_to_the_even_code(bits):
     top = 2 ** (bits - 1) - 1
-    halves = np.arange(-top, top + 0.5, 0.5, np.float32)
+    halves = np.arange(-top, top + 0.5, 0.5).astype(np.float32)
     np.testing.assert_array_equal(quantized(jnp.asarray(halves), bits, ()).codes, np.rint(halves))
 
 

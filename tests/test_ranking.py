@@ -16,7 +16,7 @@ from jaxopt_compress.pruning import counting, probing, ranking
 
 BY_CUT = pytest.mark.parametrize("cut", [ranking._cut_fused, ranking._cut_tiled], ids=["fused", "tiled"])
 SHAPES = [((1,),), ((40,),), ((5, 8), (3,)), ((2, 3, 4), (1, 1), (17,), (0, 4), (6, 5))]
-TILE = counting.TILE
+TILE = counting.tile_size(0)
 LARGE = [((TILE - 1,),), ((TILE,),), ((TILE + 1,),), ((3, TILE),), ((2 * TILE + 63,), (5,), (TILE // 4, 4))]
 NASTY = [
     0.0,

@@ -12,7 +12,8 @@ def multiply_adds(fn: Callable, *args) -> int:
     """Count the multiply-adds of the contractions and convolutions of `fn(*args)`.
 
     Walks the jaxpr through `jit`, `remat`, `custom_jvp/vjp` and `scan` (counted once an iteration); of the branches
-    of a `cond` the dearest counts. Element-wise work is left out, as is the custom of the field.
+    of a `cond` the dearest counts. Element-wise work is left out, as is the custom of the field; padding counts, zeros
+    that a transposed convolution inserts do not.
 
     Args:
       fn: any JAX function.
@@ -56,7 +57,8 @@ def _dot(eqn: jex.JaxprEqn) -> int:
 def _conv(eqn: jex.JaxprEqn) -> int:
     numbers = eqn.params["dimension_numbers"]
     kernel = _shape(eqn.invars[1])
-    return prod(_shape(eqn.outvars[0])) * prod(kernel) // kernel[numbers.rhs_spec[0]]
+    inserted = prod(eqn.params["lhs_dilation"])  # zeros between the inputs of a transposed convolution are no work
+    return prod(_shape(eqn.outvars[0])) * prod(kernel) // kernel[numbers.rhs_spec[0]] // inserted
 
 
 def _shape(var: Any) -> tuple[int, ...]:

@@ -48,8 +48,8 @@ def attach(tx: optax.GradientTransformation | optax.MultiSteps, t: ParamTransfor
     In one update: `t.update` runs on the parameters as they came in (extras: `grads`, and what the caller passed).
     Weights that `t` has removed get no gradient, the moments that `tx.init` gives, so that one that comes back starts
     afresh, and the update `-p`, which makes them exact zeros in every dtype; the inner optimizer moves the others.
-    Under `straight_through` nothing counts as removed: the dense weights go on learning. Moments are found with
-    `optax.tree_map_params`, never by the optimizer's type.
+    Under `straight_through` nothing counts as removed: the dense weights go on learning. Moments are found by
+    structure, as the parts of a state that mirror the parameters, never by the optimizer's type.
 
     Masks are drawn before the step and not after it, as RigL does: they then cost no pass over memory of their own.
 
@@ -88,7 +88,7 @@ def attach(tx: optax.GradientTransformation | optax.MultiSteps, t: ParamTransfor
         compress = t.update(params, state.compress, step=state.step, **{"grads": updates, **extra})
         gone = _removed(t, params, compress)
         live, held = _zero(gone, updates), _zero(gone, params)
-        inner_state = _restart(inner, state.inner, gone, held)
+        inner_state = _restart(state.inner, inner.init(held), gone)
         moved, inner_state = inner.update(live, inner_state, held, **extra)
         updates = jax.tree.map(_emit, gone, moved, params)
         return updates, AttachState(jnp.asarray(optax.safe_increment(state.step)), inner_state, compress)
@@ -117,19 +117,32 @@ def _zero(gone, values):
 
 
 def _emit(gone, update, param):
-    return update if gone is False else jnp.where(gone, -param.astype(update.dtype), update)
+    if gone is False:
+        return update
+    wide = max(update.dtype, param.dtype, key=lambda dtype: jnp.finfo(dtype).bits)  # a rounded `-p` would leave a rest
+    return jnp.where(gone, -param.astype(wide), update.astype(wide))
 
 
-def _restart(tx: optax.GradientTransformation, state: optax.OptState, gone, params: Params) -> optax.OptState:
-    """Give the entries of removed weights the values that `tx.init` gives, wherever a state mirrors the parameters."""
-    masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
-    marks = optax.tree_map_params(
-        tx, lambda _, mark: mark, state, gone, transform_non_params=lambda _: False, is_leaf=masked
-    )
+def _restart(state: optax.OptState, fresh: optax.OptState, gone) -> optax.OptState:
+    """Give the entries of removed weights their `fresh` values wherever a part of the state mirrors the parameters.
+
+    Such a part has the structure and the shapes of the parameters, or masked nodes in places.
+    """
+    mirrors = lambda node: _structure(node) == _structure(gone)  # noqa: E731
 
     def restart(mark, now, fresh):
-        if mark is False or jnp.shape(mark) != jnp.shape(now):
-            return now
-        return jnp.where(mark, fresh, now)
+        alike = isinstance(mark, jax.Array) and not _is_masked(now) and jnp.shape(mark) == jnp.shape(now)
+        return jnp.where(mark, fresh, now) if alike else now
 
-    return jax.tree.map(restart, marks, state, tx.init(params))
+    def part(now, fresh):
+        return jax.tree.map(restart, gone, now, fresh, is_leaf=_is_masked) if mirrors(now) else now
+
+    return jax.tree.map(part, state, fresh, is_leaf=mirrors)
+
+
+def _is_masked(node) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _structure(node):
+    return jax.tree.structure(node, is_leaf=_is_masked)

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 Operand = Any
 KeyFn = Callable[[Operand, jax.Array], jax.Array]
 
-TILE = 16_384  # entries of one tile: 64 KiB of float32, which stays in the first two cache levels with its keys
 LANES = 64
 
 
@@ -46,12 +45,21 @@ def shape(operand: Operand) -> tuple[int, ...]:
     return jnp.shape(jax.tree.leaves(operand)[0])
 
 
+def tile_size(entries: int) -> int:
+    """Return a power of two: large tiles use all cores, small ones little memory.
+
+    Both ends are measured: below 16k entries the loop costs more than the counting, above 256k caches overflow.
+    """
+    return min(max(1 << (entries // 32).bit_length() - 1, 16_384), 262_144) if entries >= 32 else 16_384
+
+
 def count_fused(operands: Sequence[Operand], key: KeyFn, probes: Sequence[jax.Array]) -> list[jax.Array]:
     """Count, for each probe, the keys that reach it: one reduction over the arrays as they lie.
 
     The comparison fuses into the reduction on GPU and TPU, and sharded arrays need one all-reduced scalar a probe.
     """
-    operands, probes = jax.lax.optimization_barrier((operands, probes))  # or XLA lifts the keys out of a loop, to memory
+    # Without a barrier XLA lifts the keys out of a loop, to memory.
+    operands, probes = jax.lax.optimization_barrier((operands, probes))
     totals = [jnp.zeros((), jnp.int32) for _ in probes]
     for operand, start in zip(operands, starts(operands), strict=True):
         keys = key(operand, flat_index(shape(operand), start))
@@ -73,15 +81,16 @@ def count_tiled(operands: Sequence[Operand], key: KeyFn, probes: Sequence[jax.Ar
 
 
 def _count_tiles(flat: Operand, start: int, key: KeyFn, probes: Sequence[jax.Array]) -> list[jax.Array]:
-    whole, rest = divmod(size(flat), TILE)
+    tile = tile_size(size(flat))
+    whole, rest = divmod(size(flat), tile)
 
     def keys_at(first, length):
-        tile = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, length), flat)
+        entries = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, length), flat)
         index = jax.lax.iota(jnp.uint32, length) + jnp.asarray(first, jnp.uint32) + jnp.uint32(start)
-        return key(tile, index)
+        return key(entries, index)
 
     def body(i, sums):
-        keys = keys_at(i * TILE, TILE).reshape(-1, LANES)
+        keys = keys_at(i * tile, tile).reshape(-1, LANES)
         return [s + jnp.sum(keys >= p, axis=0, dtype=jnp.int32) for s, p in zip(sums, probes, strict=True)]
 
     sums = [jnp.zeros(LANES, jnp.int32) for _ in probes]
@@ -89,6 +98,6 @@ def _count_tiles(flat: Operand, start: int, key: KeyFn, probes: Sequence[jax.Arr
         sums = jax.lax.fori_loop(0, whole, body, sums)
     counts = [jnp.sum(s, dtype=jnp.int32) for s in sums]
     if rest:
-        keys = keys_at(whole * TILE, rest)
+        keys = keys_at(whole * tile, rest)
         counts = [c + jnp.sum(keys >= p, dtype=jnp.int32) for c, p in zip(counts, probes, strict=True)]
     return counts

@@ -64,13 +64,18 @@ def top_k_masks(operands: Sequence[Any], k, score: Callable[[Any], jax.Array]) -
         del index
         return ordered_keys(score(operand))
 
-    k = jnp.asarray(k, jnp.int32)
-    cpu = _cut_tiled if jax.device_count() == 1 else _cut_fused
-    cut = jax.lax.platform_dependent(
-        tuple(operands), k, cpu=lambda ops, k: cpu(ops, key, k), default=lambda ops, k: _cut_fused(ops, key, k)
-    )
+    cut = _find_cut(tuple(operands), key, jnp.asarray(k, jnp.int32))
     firsts = counting.starts(operands)
     return [_mask(operand, key, first, cut) for operand, first in zip(operands, firsts, strict=True)]
+
+
+def _find_cut(operands, key: counting.KeyFn, k: jax.Array) -> Cut:
+    """Search in the way of the platform. Tiles are for one CPU: flattening would gather a sharded array."""
+    if jax.device_count() > 1:
+        return _cut_fused(operands, key, k)
+    return jax.lax.platform_dependent(
+        operands, k, cpu=lambda ops, k: _cut_tiled(ops, key, k), default=lambda ops, k: _cut_fused(ops, key, k)
+    )
 
 
 def _mask(operand, key: counting.KeyFn, first: int, cut: Cut) -> jax.Array:

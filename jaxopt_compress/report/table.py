@@ -120,7 +120,8 @@ def _leaf(path: str, original: Any, stored: Any) -> LeafReport:
 
 def _relative_error(original: np.ndarray, value: np.ndarray) -> float:
     norm = float(np.sqrt(np.sum(original**2)))
-    return float(np.sqrt(np.sum((value - original) ** 2))) / norm if norm else float("nan")
+    with np.errstate(invalid="ignore"):  # inf - inf: the error is then NaN, and `not_finite` tells why
+        return float(np.sqrt(np.sum((value - original) ** 2))) / norm if norm else float("nan")
 
 
 def _cells(leaf: LeafReport) -> tuple[str, ...]:
