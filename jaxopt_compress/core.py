@@ -1,15 +1,15 @@
-"""The core: a parameter transform is a few pure functions; combinators compose them.
+"""The core: a parameter transform is a few pure functions, which compose.
 
 Nothing here knows pruning from quantization. `init` looks at the parameters once, `apply` says what the forward
 pass (and the shipped model) sees, `update` learns between steps, `encode` says how a leaf is stored.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import chex
 import jax
-import jax.core
 import jax.numpy as jnp
 
 from jaxopt_compress import encoded, tree
@@ -85,16 +85,6 @@ def chain(*links: ParamTransform) -> ParamTransform:
             params = link.apply(params, states[-1])
         return tuple(states)
 
-    def apply(params, state):
-        for link, s in zip(links, state, strict=True):
-            params = link.apply(params, s)
-        return params
-
-    def apply_held(params, state):
-        for link, s in zip(links, state, strict=True):
-            params = link.forward(params, s)
-        return params
-
     def update(params, state, *, step, **extra):
         new = []
         for link, s in zip(links, state, strict=True):
@@ -102,22 +92,37 @@ def chain(*links: ParamTransform) -> ParamTransform:
             params = link.apply(params, new[-1])
         return tuple(new)
 
-    def encode(params, state):
-        stored = params
-        for position, (link, s) in enumerate(zip(links, state, strict=True)):
-            after, form = link.apply(params, s), link.encode(params, s)
-            stored = _settle(position, params, after, form, stored)
-            params = after
-        return stored
+    return ParamTransform(
+        init=init,
+        apply=partial(_fold, [link.apply for link in links]),
+        update=update,
+        encode=partial(_encode, links),
+        removed=partial(_removed, links),
+        apply_held=partial(_fold, [link.forward for link in links]),
+    )
 
-    def removed(params, state):
-        gone: dict[str, jax.Array] = {}
-        for link, s in zip(links, state, strict=True):
-            for path, mask in link.removed(params, s).items():
-                gone[path] = gone[path] | mask if path in gone else mask
-        return gone
 
-    return ParamTransform(init, apply, update, encode, removed, apply_held)
+def _fold(functions: Sequence[Callable], params: Params, state: State) -> Params:
+    for function, s in zip(functions, state, strict=True):
+        params = function(params, s)
+    return params
+
+
+def _encode(links: Sequence[ParamTransform], params: Params, state: State) -> Any:
+    stored = params
+    for position, (link, s) in enumerate(zip(links, state, strict=True)):
+        after, form = link.apply(params, s), link.encode(params, s)
+        stored = _settle(position, params, after, form, stored)
+        params = after
+    return stored
+
+
+def _removed(links: Sequence[ParamTransform], params: Params, state: State) -> dict[str, jax.Array]:
+    gone: dict[str, jax.Array] = {}
+    for link, s in zip(links, state, strict=True):
+        for path, mask in link.removed(params, s).items():
+            gone[path] = gone[path] | mask if path in gone else mask
+    return gone
 
 
 def _settle(position: int, before, after, form, stored):
@@ -182,79 +187,6 @@ def select(where: tree.Where, t: ParamTransform) -> ParamTransform:
     )
 
 
-def periodic(t: ParamTransform, every: int, start: int = 0) -> ParamTransform:
-    """Run `t.update` only at steps `start`, `start + every`, ...; between them the state stays as it is.
-
-    The branch is a `lax.cond` that returns nothing but the state of `t`: one compilation for the whole run, and a
-    step without refresh costs what a static state costs.
-
-    Args:
-      t: the transform to slow down.
-      every: the period in steps, at least 1.
-      start: the first step at which `t.update` runs.
-    """
-    if every < 1 or start < 0:
-        raise ValueError(f"`periodic`: `every` is at least 1 and `start` at least 0; got {every}, {start}.")
-
-    def update(params, state, *, step, **extra):
-        since = jnp.asarray(step) - start
-        due = (since >= 0) & (since % every == 0)
-        if not isinstance(due, jax.core.Tracer):  # an eager caller need not compile a branch at every call
-            return t.update(params, state, step=step, **extra) if due else state
-        return jax.lax.cond(due, lambda: t.update(params, state, step=step, **extra), lambda: state)
-
-    return t._replace(update=update)
-
-
-@jax.custom_jvp
-def passthrough(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Return `y` with the tangent of `x`: a straight-through estimator that is exact in floats.
-
-    `x + stop_gradient(y - x)` is not `y`: it rounds twice.
-    """
-    del x
-    return y
-
-
-@passthrough.defjvp
-def _passthrough_jvp(primals, tangents):
-    return primals[1], tangents[0]
-
-
-def straight_through(t: ParamTransform) -> ParamTransform:
-    """Give `t.apply` the gradient of the identity, so that what `t` removes can learn and come back.
-
-    With `prune` this is dynamic network surgery (Guo et al., 2016): the dense weights receive the gradient of the
-    pruned ones. Leaves without a gradient pass through.
-    """
-
-    def estimate(before, after):
-        return after if after is before or not tree.is_weight(before) else passthrough(before, after)
-
-    def apply(params, state):
-        return jax.tree.map(estimate, params, t.apply(params, state))
-
-    return t._replace(apply=apply, removed=nothing_removed, apply_held=None)
-
-
-def stacked(t: ParamTransform) -> ParamTransform:
-    """Treat the first axis of every leaf as a stack of layers, each transformed on its own.
-
-    For models that `lax.scan` (or `nn.scan`) over their layers, whose leaves are `(layers, ...)`: per-layer
-    thresholds and per-layer scales. Inside the scan use `t` itself on a slice of parameters and state.
-    """
-
-    def update(params, state, *, step, **extra):
-        structure = jax.tree.structure(params)
-        alike = {k: v for k, v in extra.items() if jax.tree.structure(v) == structure}
-        other = {k: v for k, v in extra.items() if k not in alike}
-        return jax.vmap(lambda p, s, e: t.update(p, s, step=step, **e, **other))(params, state, alike)
-
-    return ParamTransform(
-        jax.vmap(t.init), jax.vmap(t.apply), update, jax.vmap(t.encode), jax.vmap(t.removed), jax.vmap(t.forward)
-    )
-
-
 def leafwise(init: Callable, apply: Callable, encode: Callable | None = None) -> ParamTransform:
     """Lift functions of one array to a transform; `update` fits every leaf again.
 
@@ -267,8 +199,8 @@ def leafwise(init: Callable, apply: Callable, encode: Callable | None = None) ->
 
     Example:
       >>> halve = leafwise(lambda w: (), lambda w, s: w / 2)
-      >>> halve.apply({"w": jnp.ones(2), "n": 3}, halve.init({"w": jnp.ones(2), "n": 3}))
-      {'w': Array([0.5, 0.5], dtype=float32), 'n': 3}
+      >>> halve.apply({"n": 3, "w": jnp.ones(2)}, halve.init({"n": 3, "w": jnp.ones(2)}))
+      {'n': 3, 'w': Array([0.5, 0.5], dtype=float32)}
     """
 
     def fit(params):

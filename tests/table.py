@@ -17,7 +17,6 @@ class Row(NamedTuple):
 
     name: str
     make: Callable[[], jc.ParamTransform]
-    idempotent: bool = True
 
 
 def weights_of(t: jc.ParamTransform) -> jc.ParamTransform:

@@ -58,7 +58,6 @@ def numbers(where) -> list[int]:
         (partial(lambda least, path, leaf: leaf >= least, 7), [7, 8]),
         (jax.tree.map(lambda x: x in (1, 8), TREE), [1, 8]),
     ],
-    ids=str,
 )
 def test_choice(where, chosen):
     assert numbers(where) == chosen

@@ -49,12 +49,14 @@ def attach(tx: optax.GradientTransformation | optax.MultiSteps, t: ParamTransfor
     Weights that `t` has removed get no gradient, the moments that `tx.init` gives, so that one that comes back starts
     afresh, and the update `-p`, which makes them exact zeros in every dtype; the inner optimizer moves the others.
     Under `straight_through` nothing counts as removed: the dense weights go on learning. Moments are found by
-    structure, as the parts of a state that mirror the parameters, never by the optimizer's type.
+    structure, never by the optimizer's type: the parts of a state that mirror the parameters, masked nodes in places
+    or not. (`optax.tree_map_params` finds the same parts and fails under `masked`, `partition`, `sm3`, `flatten`.)
 
     Masks are drawn before the step and not after it, as RigL does: they then cost no pass over memory of their own.
 
     The state is arrays only, to be checkpointed, sharded and donated like any `opt_state`. `attach` may itself stand
-    inside `optax.chain`, `MultiSteps`, `partition` or `inject_hyperparams`.
+    inside `optax.chain`, `MultiSteps`, `partition` or `inject_hyperparams`, as long as nothing after it changes the
+    updates: half of `-p` is no removal.
 
     Args:
       tx: any Optax optimizer; extra arguments of `update` reach it.
@@ -124,25 +126,28 @@ def _emit(gone, update, param):
 
 
 def _restart(state: optax.OptState, fresh: optax.OptState, gone) -> optax.OptState:
-    """Give the entries of removed weights their `fresh` values wherever a part of the state mirrors the parameters.
+    """Give the entries of removed weights their `fresh` values wherever a part of the state mirrors the parameters."""
 
-    Such a part has the structure and the shapes of the parameters, or masked nodes in places.
-    """
-    mirrors = lambda node: _structure(node) == _structure(gone)  # noqa: E731
-
-    def restart(mark, now, fresh):
-        alike = isinstance(mark, jax.Array) and not _is_masked(now) and jnp.shape(mark) == jnp.shape(now)
+    def restart(now, fresh, mark):
+        alike = mark is not False and not _is_masked(now) and jnp.shape(mark) == jnp.shape(now)
         return jnp.where(mark, fresh, now) if alike else now
 
     def part(now, fresh):
-        return jax.tree.map(restart, gone, now, fresh, is_leaf=_is_masked) if mirrors(now) else now
+        return jax.tree.map(restart, now, fresh, gone, is_leaf=_is_masked) if mirrors(now) else now
 
+    mirrors = lambda node: _mirrors(node, gone)  # noqa: E731
     return jax.tree.map(part, state, fresh, is_leaf=mirrors)
+
+
+def _mirrors(node, params) -> bool:
+    """Tell whether a part of a state has the structure of the parameters, but for masked nodes in place of subtrees."""
+    leaves, structure = jax.tree.flatten(node, is_leaf=_is_masked)
+    try:
+        subtrees = structure.flatten_up_to(params)
+    except ValueError:  # JAX has no other way to ask whether one structure is a prefix of another
+        return False
+    return all(_is_masked(leaf) or jax.tree_util.all_leaves([sub]) for leaf, sub in zip(leaves, subtrees, strict=True))
 
 
 def _is_masked(node) -> bool:
     return isinstance(node, optax.MaskedNode)
-
-
-def _structure(node):
-    return jax.tree.structure(node, is_leaf=_is_masked)

@@ -1,7 +1,7 @@
 """Criteria: functions from parameters to scores of the same structure. The lowest scores are pruned first.
 
 A criterion of your own is such a function, with nothing to register: `(params, **extra) -> scores`, where `extra` is
-what the caller gave to `update` (`grads`, `stats`, ...).
+what the caller gave to `update` (`step`, `grads`, `stats`, ...).
 """
 
 from collections.abc import Callable

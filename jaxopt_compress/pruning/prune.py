@@ -30,7 +30,7 @@ def prune(criterion: Criterion, sparsity: float | optax.Schedule, *, scope: str 
     schedule of Zhu & Gupta is `optax.polynomial_schedule(0.0, final, power=3, ...)`.
 
     Args:
-      criterion: `(params, **extra) -> scores`, such as `magnitude`; the lowest scores are pruned.
+      criterion: `(params, *, step, **extra) -> scores`, such as `magnitude`; the lowest scores are pruned.
       sparsity: the fraction of zeros in [0, 1], or an Optax schedule of it.
       scope: "layer" (the fraction holds in each leaf) or "global" (one ranking of all leaves).
 
@@ -41,6 +41,7 @@ def prune(criterion: Criterion, sparsity: float | optax.Schedule, *, scope: str 
       ValueError: a sparsity outside [0, 1], an unknown scope, or more than 2^31 - 1 weights ranked together.
 
     Example:
+      >>> from jaxopt_compress.pruning import magnitude
       >>> t = prune(magnitude, 0.5)
       >>> params = {"w": jnp.array([3.0, -1.0, 0.5, -2.0])}
       >>> t.apply(params, t.update(params, t.init(params), step=0))
@@ -67,7 +68,7 @@ def prune(criterion: Criterion, sparsity: float | optax.Schedule, *, scope: str 
     def update(params, state, *, step, **extra):
         del state
         fraction = sparsity(step) if callable(sparsity) else sparsity
-        operands, score = _operands(criterion, params, extra)
+        operands, score = _operands(criterion, params, {"step": step, **extra})
         masks = _rank(operands, score, fraction, scope)
         return tree.Selection((path, bits.pack(mask)) for path, mask in masks.items())
 

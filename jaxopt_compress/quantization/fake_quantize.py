@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress import tree
-from jaxopt_compress.core import ParamTransform, passthrough
+from jaxopt_compress.combinators import passthrough
+from jaxopt_compress.core import ParamTransform
 from jaxopt_compress.encoded import Quantized
 from jaxopt_compress.quantization import numerics
 

@@ -1,0 +1,81 @@
+"""Combinators: adverbs that change when a transform learns, what gradient it has, or over which axis it works."""
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+from jaxopt_compress import tree
+from jaxopt_compress.core import ParamTransform, nothing_removed
+
+
+def periodic(t: ParamTransform, every: int, start: int = 0) -> ParamTransform:
+    """Run `t.update` only at steps `start`, `start + every`, ...; between them the state stays as it is.
+
+    The branch is a `lax.cond` that returns nothing but the state of `t`: one compilation for the whole run, and a
+    step without refresh costs what a static state costs.
+
+    Args:
+      t: the transform to slow down.
+      every: the period in steps, at least 1.
+      start: the first step at which `t.update` runs.
+    """
+    if every < 1 or start < 0:
+        raise ValueError(f"`periodic`: `every` is at least 1 and `start` at least 0; got {every}, {start}.")
+
+    def update(params, state, *, step, **extra):
+        since = jnp.asarray(step) - start
+        due = (since >= 0) & (since % every == 0)
+        if not isinstance(due, jax.core.Tracer):  # an eager caller need not compile a branch at every call
+            return t.update(params, state, step=step, **extra) if due else state
+        return jax.lax.cond(due, lambda: t.update(params, state, step=step, **extra), lambda: state)
+
+    return t._replace(update=update)
+
+
+@jax.custom_jvp
+def passthrough(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return `y` with the tangent of `x`: a straight-through estimator that is exact in floats.
+
+    `x + stop_gradient(y - x)` is not `y`: it rounds twice.
+    """
+    del x
+    return y
+
+
+@passthrough.defjvp
+def _passthrough_jvp(primals, tangents):
+    return primals[1], tangents[0]
+
+
+def straight_through(t: ParamTransform) -> ParamTransform:
+    """Give `t.apply` the gradient of the identity, so that what `t` removes can learn and come back.
+
+    With `prune` this is dynamic network surgery (Guo et al., 2016): the dense weights receive the gradient of the
+    pruned ones. Leaves without a gradient pass through.
+    """
+
+    def estimate(before, after):
+        return after if after is before or not tree.is_weight(before) else passthrough(before, after)
+
+    def apply(params, state):
+        return jax.tree.map(estimate, params, t.apply(params, state))
+
+    return t._replace(apply=apply, removed=nothing_removed, apply_held=None)
+
+
+def stacked(t: ParamTransform) -> ParamTransform:
+    """Treat the first axis of every leaf as a stack of layers, each transformed on its own.
+
+    For models that `lax.scan` (or `nn.scan`) over their layers, whose leaves are `(layers, ...)`: per-layer
+    thresholds and per-layer scales. Inside the scan use `t` itself on a slice of parameters and state.
+    """
+
+    def update(params, state, *, step, **extra):
+        structure = jax.tree.structure(params)
+        alike = {k: v for k, v in extra.items() if jax.tree.structure(v) == structure}
+        other = {k: v for k, v in extra.items() if k not in alike}
+        return jax.vmap(lambda p, s, e: t.update(p, s, step=step, **e, **other))(params, state, alike)
+
+    return ParamTransform(
+        jax.vmap(t.init), jax.vmap(t.apply), update, jax.vmap(t.encode), jax.vmap(t.removed), jax.vmap(t.forward)
+    )
