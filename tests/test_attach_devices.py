@@ -1,4 +1,4 @@
-"""The whole compressed step on one device and on eight: one compilation a run, the same masks, no parameter gathered."""
+"""The whole compressed step on one device and on eight: one compilation a run, equal masks, no parameter gathered."""
 
 import logging
 import re
@@ -102,6 +102,7 @@ class Compilations(logging.Handler):
 
 def loop(step, state, batch):
     """Run a whole training; return the state, the loss and what was compiled."""
+    loss = None
     with Compilations() as log:
         for i in range(STEPS):
             state, loss = jax.block_until_ready(step(state, batch(i)))
