@@ -14,9 +14,10 @@ from hypothesis import given
 
 from jaxopt_compress.pruning import counting, probing, ranking
 
-BY_CUT = pytest.mark.parametrize("cut", [ranking._cut_fused, ranking._cut_tiled], ids=["fused", "tiled"])
+CUTS = [ranking._cut_spread, ranking._cut_fused, ranking._cut_tiled]
+BY_CUT = pytest.mark.parametrize("cut", CUTS, ids=["spread", "fused", "tiled"])
 SHAPES = [((1,),), ((40,),), ((5, 8), (3,)), ((2, 3, 4), (1, 1), (17,), (0, 4), (6, 5))]
-TILE = counting.tile_size(0)
+TILE = counting.TILE
 LARGE = [((TILE - 1,),), ((TILE,),), ((TILE + 1,),), ((3, TILE),), ((2 * TILE + 63,), (5,), (TILE // 4, 4))]
 NASTY = [
     0.0,
@@ -205,7 +206,8 @@ def test_a_misled_guess_costs_few_passes(name):
     keys = adversaries()[name]
     for k in {0, 1, keys.size // 2, keys.size - 1, keys.size}:
         assert passes_of(keys, k, probing.evenly(7)) <= 11  # ceil(log_8(2^32))
-        assert passes_of(keys, k, probing.interpolated) <= 40
+        assert passes_of(keys, k, probing.interpolated(3)) <= 40
+        assert passes_of(keys, k, probing.interpolated(7)) <= 30
 
 
 @hypothesis.settings(max_examples=60)
@@ -213,7 +215,7 @@ def test_a_misled_guess_costs_few_passes(name):
 def test_the_number_of_passes_is_bounded(keys, data):
     keys = np.array(keys, np.uint64)
     k = data.draw(st.integers(0, keys.size))
-    passes = passes_of(keys, k, probing.interpolated)
+    passes = passes_of(keys, k, probing.interpolated(3))
     hypothesis.target(float(passes))
     # Each pass halves the candidates, or the next one cuts the width to a third.
     assert passes <= math.log2(keys.size) + 2 * math.ceil(32 / math.log2(3)) + 1

@@ -10,11 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Operand = Any
 KeyFn = Callable[[Operand, jax.Array], jax.Array]
 
-LANES = 64
+# A tile is counted as (parts, GROUP, LANES): bytes hold the counts of a group, int32 those of the parts. All measured.
+TILE, GROUP, LANES = 65_536, 128, 64
 
 
 def flat_index(shape: tuple[int, ...], start: int = 0) -> jax.Array:
@@ -45,14 +47,6 @@ def shape(operand: Operand) -> tuple[int, ...]:
     return jnp.shape(jax.tree.leaves(operand)[0])
 
 
-def tile_size(entries: int) -> int:
-    """Return a power of two: large tiles use all cores, small ones little memory.
-
-    Both ends are measured: below 16k entries the loop costs more than the counting, above 256k caches overflow.
-    """
-    return min(max(1 << (entries // 32).bit_length() - 1, 16_384), 262_144) if entries >= 32 else 16_384
-
-
 def count_fused(operands: Sequence[Operand], key: KeyFn, probes: Sequence[jax.Array]) -> list[jax.Array]:
     """Count, for each probe, the keys that reach it: one reduction over the arrays as they lie.
 
@@ -71,7 +65,8 @@ def count_tiled(operands: Sequence[Operand], key: KeyFn, probes: Sequence[jax.Ar
     """Count like `count_fused`, tile by tile over the flattened arrays.
 
     XLA:CPU does not fuse a comparison into its sum: over a whole array it first writes an s32 array of that size. In
-    tiles that array stays in cache. Flattening would gather a sharded array, so this form is for one device.
+    tiles, and as bytes, what it writes stays in cache. Flattening would gather a sharded array, so this form is for
+    one device.
     """
     totals = [jnp.zeros((), jnp.int32) for _ in probes]
     for operand, start in zip(operands, starts(operands), strict=True):
@@ -81,8 +76,7 @@ def count_tiled(operands: Sequence[Operand], key: KeyFn, probes: Sequence[jax.Ar
 
 
 def _count_tiles(flat: Operand, start: int, key: KeyFn, probes: Sequence[jax.Array]) -> list[jax.Array]:
-    tile = tile_size(size(flat))
-    whole, rest = divmod(size(flat), tile)
+    whole, rest = divmod(size(flat), TILE)
 
     def keys_at(first, length):
         entries = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, length), flat)
@@ -90,14 +84,20 @@ def _count_tiles(flat: Operand, start: int, key: KeyFn, probes: Sequence[jax.Arr
         return key(entries, index)
 
     def body(i, sums):
-        keys = keys_at(i * tile, tile).reshape(-1, LANES)
-        return [s + jnp.sum(keys >= p, axis=0, dtype=jnp.int32) for s, p in zip(sums, probes, strict=True)]
+        keys = keys_at(i * TILE, TILE).reshape(-1, GROUP, LANES)
+        return [s + _lanes(keys >= p) for s, p in zip(sums, probes, strict=True)]
 
     sums = [jnp.zeros(LANES, jnp.int32) for _ in probes]
     if whole:
         sums = jax.lax.fori_loop(0, whole, body, sums)
     counts = [jnp.sum(s, dtype=jnp.int32) for s in sums]
     if rest:
-        keys = keys_at(whole * tile, rest)
+        keys = keys_at(whole * TILE, rest)
         counts = [c + jnp.sum(keys >= p, dtype=jnp.int32) for c, p in zip(counts, probes, strict=True)]
     return counts
+
+
+def _lanes(hits: jax.Array) -> jax.Array:
+    """Sum a bool array of shape `(parts, GROUP, LANES)` to `(LANES,)`; a group is short enough for a byte."""
+    groups = jax.lax.reduce(hits.astype(jnp.uint8), np.uint8(0), jax.lax.add, (1,))  # `sum` would widen first
+    return jnp.sum(groups, axis=0, dtype=jnp.int32)

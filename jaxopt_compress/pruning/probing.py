@@ -85,21 +85,29 @@ def evenly(number: int) -> ProbeFn:
     return place
 
 
-def interpolated(bracket: Bracket, k: jax.Array, slow: jax.Array) -> list[jax.Array]:
-    """Place three probes where the k-th key lies if keys are locally uniform, as wide as chance allows.
+OFFSETS = {3: (-1.5, 0.0, 1.5), 7: (-1.2, -0.6, -0.2, 0.0, 0.2, 0.6, 1.2)}  # in widths of chance; simulated
 
-    After a slow pass: the key next to `low`, where the ties of a discrete distribution sit, and two even ones.
+
+def interpolated(number: int) -> ProbeFn:
+    """Return the rule that places 3 or 7 probes where the k-th key lies if keys are locally uniform.
+
+    The probes are as wide apart as chance allows. After a slow pass: the key next to `low`, where the ties of a
+    discrete distribution sit, and even ones.
     """
-    width = bracket.high - bracket.low
-    inside = (bracket.above_low - bracket.above_high).astype(jnp.float32)
-    share = (bracket.above_low - k).astype(jnp.float32) / inside
-    spread = jnp.minimum(1.5 * jax.lax.rsqrt(inside), 0.25)
 
-    def at(part):
-        offset = (jnp.clip(part, 0.0, 1.0) * width.astype(jnp.float32)).astype(jnp.uint32)
-        return bracket.low + jnp.clip(offset, 1, width - 1)
+    def place(bracket, k, slow):
+        width = bracket.high - bracket.low
+        inside = (bracket.above_low - bracket.above_high).astype(jnp.float32)
+        share = (bracket.above_low - k).astype(jnp.float32) / inside
+        chance = jnp.minimum(jax.lax.rsqrt(inside), 1 / 6)
 
-    third = jnp.maximum(width // 3, 1)
-    sure = [bracket.low + 1, bracket.low + third, bracket.low + jnp.minimum(2 * third, width - 1)]
-    guess = [at(share - spread), at(share), at(share + spread)]
-    return [jnp.where(slow, s, g) for s, g in zip(sure, guess, strict=True)]
+        def at(part):
+            offset = (jnp.clip(part, 0.0, 1.0) * width.astype(jnp.float32)).astype(jnp.uint32)
+            return bracket.low + jnp.clip(offset, 1, width - 1)
+
+        part = jnp.maximum(width // number, 1)
+        sure = [bracket.low + 1] + [bracket.low + jnp.minimum(j * part, width - 1) for j in range(1, number)]
+        guess = [at(share + offset * chance) for offset in OFFSETS[number]]
+        return [jnp.where(slow, s, g) for s, g in zip(sure, guess, strict=True)]
+
+    return place

@@ -8,6 +8,7 @@ stable descending argsort, bit for bit; under a mesh it needs nothing but all-re
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -37,8 +38,9 @@ def ordered_keys(scores: jax.Array) -> jax.Array:
     `-0.0` equals `0.0`, and NaN ranks below everything: a weight whose score is not a number is pruned first.
     """
     scores = scores.astype(jnp.float32)
-    bits = jax.lax.bitcast_convert_type(scores, jnp.uint32)
-    keys = jnp.where(bits >> 31 != 0, ~bits, bits | jnp.uint32(ZERO))
+    bits = jax.lax.bitcast_convert_type(scores, jnp.int32)
+    flip = (bits >> 31).astype(jnp.uint32) | jnp.uint32(ZERO)  # all bits of a negative number, the sign of others
+    keys = bits.astype(jnp.uint32) ^ flip
     keys = jnp.where(keys == ZERO - 1, jnp.uint32(ZERO), keys)  # -0.0; `scores == 0` would flush subnormals on CPU
     return jnp.where(jnp.isnan(scores), jnp.uint32(0), keys)
 
@@ -70,9 +72,9 @@ def top_k_masks(operands: Sequence[Any], k, score: Callable[[Any], jax.Array]) -
 
 
 def _find_cut(operands, key: counting.KeyFn, k: jax.Array) -> Cut:
-    """Search in the way of the platform. Tiles are for one CPU: flattening would gather a sharded array."""
+    """Search in the way of the platform. Samples and tiles are for one device: they would gather a sharded array."""
     if jax.device_count() > 1:
-        return _cut_fused(operands, key, k)
+        return _cut_spread(operands, key, k)
     return jax.lax.platform_dependent(
         operands, k, cpu=lambda ops, k: _cut_tiled(ops, key, k), default=lambda ops, k: _cut_fused(ops, key, k)
     )
@@ -84,31 +86,30 @@ def _mask(operand, key: counting.KeyFn, first: int, cut: Cut) -> jax.Array:
     return (keys > cut.threshold) | ((keys == cut.threshold) & (index < cut.limit))
 
 
+def _cut_spread(operands, key: counting.KeyFn, k: jax.Array) -> Cut:
+    """Search with seven evenly spaced probes a pass: it takes nothing from the arrays but counts."""
+    return _cut(operands, key, k, counting.count_fused, probing.evenly(7), sample=())
+
+
 def _cut_fused(operands, key: counting.KeyFn, k: jax.Array) -> Cut:
-    """Search with evenly spaced probes: few passes, each one fused reduction."""
-
-    def search(key, bracket, k):
-        return probing.search(lambda p: counting.count_fused(operands, key, p), bracket, k, probing.evenly(7))
-
-    return _cut(operands, key, k, search, None)
+    """Search with seven probes a pass, each pass one fused reduction: where memory is slow and comparing cheap."""
+    return _cut(
+        operands, key, k, counting.count_fused, probing.interpolated(7), sample=(-3, -1.4, -0.5, 0, 0.5, 1.4, 3)
+    )
 
 
 def _cut_tiled(operands, key: counting.KeyFn, k: jax.Array) -> Cut:
-    """Search with three probes a pass, placed by a sample and then by interpolation: few probes a pass."""
-
-    def search(key, bracket, k):
-        return probing.search(lambda p: counting.count_tiled(operands, key, p), bracket, k, probing.interpolated)
-
-    return _cut(operands, key, k, search, _sample)
+    """Search with three probes a pass, tile by tile: where comparing is what costs."""
+    return _cut(operands, key, k, counting.count_tiled, probing.interpolated(3), sample=(-2.5, 0, 2.5))
 
 
-def _cut(operands, key: counting.KeyFn, k: jax.Array, search: Callable, sample: Callable | None) -> Cut:
+def _cut(operands, key: counting.KeyFn, k: jax.Array, count: Callable, place: probing.ProbeFn, sample) -> Cut:
     total = sum(map(counting.size, operands))
     bracket = probing.Bracket.of(0, END, total, 0)
-    if sample is not None:
-        count = lambda probes: counting.count_tiled(operands, key, probes)  # noqa: E731
-        bracket = probing.narrow(bracket, sample(operands, key, k, total), count, k)
-    found = search(key, bracket, k)
+    if sample:
+        probes = _sample(operands, key, k, total, sample)
+        bracket = probing.narrow(bracket, probes, partial(count, operands, key), k)
+    found = probing.search(partial(count, operands, key), bracket, k, place)
     exact = (found.above_low == k) | (found.above_high == k)
     threshold = jnp.where(found.above_high == k, found.high, found.low)
     surplus = jnp.where(exact, 0, found.above_low - k)
@@ -117,18 +118,24 @@ def _cut(operands, key: counting.KeyFn, k: jax.Array, search: Callable, sample: 
         return jnp.where(key(operand, index) == threshold, index + 1, 0)
 
     ties = probing.Bracket(jnp.uint32(1), jnp.uint32(total + 1), found.above_low - found.above_high, jnp.int32(0))
-    last = search(tie_key, ties, surplus)
+    last = probing.search(partial(count, operands, tie_key), ties, surplus, place)
     limit = jnp.where(last.above_high == surplus, last.high, last.low) - 1
     return Cut(threshold, limit)
 
 
-def _sample(operands, key: counting.KeyFn, k: jax.Array, total: int, size: int = 4096) -> list[jax.Array]:
-    """Guess three probes around the k-th key from a strided, sorted sample; a bad guess costs passes, not exactness."""
-    stride = max(total // size, 1)
-    flat = [jax.tree.map(lambda x: jnp.ravel(x)[::stride], operand) for operand in operands]
-    keys = jnp.sort(jnp.concatenate([key(x, jnp.zeros(counting.shape(x), jnp.uint32)) for x in flat]))
+def _sample(operands, key: counting.KeyFn, k: jax.Array, total: int, deviations, size: int = 4096) -> list[jax.Array]:
+    """Guess probes around the k-th key from a sorted sample; a bad guess costs passes, not exactness."""
+    sampled = [jax.tree.map(partial(_strided, stride=max(total // size, 1)), operand) for operand in operands]
+    keys = jnp.sort(jnp.concatenate([key(x, jnp.zeros(counting.shape(x), jnp.uint32)) for x in sampled]))
     share = 1 - k.astype(jnp.float32) / total
-    centre = share * keys.size
-    spread = 2.5 * jnp.sqrt(keys.size * share * (1 - share)) + 2
-    at = lambda place: keys[jnp.clip(place, 0, keys.size - 1).astype(jnp.int32)]  # noqa: E731
-    return [at(centre - spread), at(centre), at(centre + spread) + 1]
+    chance = jnp.sqrt(keys.size * share * (1 - share)) + 1
+    places = [jnp.clip(keys.size * share + d * chance, 0, keys.size - 1).astype(jnp.int32) for d in deviations]
+    return [keys[place] + jnp.uint32(d > 0) for place, d in zip(places, deviations, strict=True)]
+
+
+def _strided(x: jax.Array, stride: int) -> jax.Array:
+    """Return about every `stride`-th entry, thinned along rows and columns alike: `ravel` would copy on a TPU."""
+    shape = x.shape or (1,)
+    rows = jnp.reshape(x, (prod(shape[:-1]), shape[-1]))
+    down = max(min(round(stride**0.5), rows.shape[0]), 1)
+    return rows[::down, :: max(stride // down, 1)].ravel()
