@@ -125,19 +125,19 @@ def dense_step(c: Transformer):
     return tx, partial(_step, c, tx, lambda layer, state: layer, lambda opt_state: None)
 
 
-def compressed_step(c: Transformer, links: Callable[[], jc.ParamTransform], whole: jc.ParamTransform):
-    """Return the optimizer and the compressed training step.
+def compressed_step(c: Transformer, every: int):
+    """Return the optimizer and the compressed training step: masks and scales for each layer of the stack.
 
-    Args:
-      c: sizes.
-      links: makes the transform of one layer; applied inside the scan to a slice of parameters and state.
-      whole: the same for all layers at once (`stacked`); updated after the optimizer's step.
+    The transform is applied inside the scan, to a slice of parameters and state; `attach` updates all layers at once.
     """
+    sparsity = optax.polynomial_schedule(0.0, 0.9, power=3, transition_steps=1_000)
+    prune, int8 = jc.pruning.prune(jc.pruning.magnitude, sparsity), jc.quantization.fake_quantize(8)
+    inside = jc.select(KERNELS, jc.chain(prune, int8))
+    whole = jc.select(KERNELS, jc.chain(jc.periodic(jc.stacked(prune), every), jc.stacked(int8)))
     tx = jc.attach(optax.adam(1e-4), whole)
-    inside = links()
 
     def see(layer, state):
-        return inside.apply({"layers": layer}, state)["layers"]
+        return inside.forward({"layers": layer}, state)["layers"]
 
     return tx, partial(_step, c, tx, see, jc.optimizers.compress_state)
 

@@ -11,12 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxopt_compress as jc
-from benchmarks import harness
+from benchmarks import _steps, harness
+from benchmarks._mlp import WIDTHS, forward, init
 
-WIDTHS = (1024, 2304, 2304, 1024, 10)
 KEYS = {
     "prune, without refresh": "prune_step_time",
     "prune, refresh": "magnitude_refresh_step",
@@ -24,68 +23,6 @@ KEYS = {
     "prune + int8 weights, without refresh": "prune_quantize_step_time",
     "prune + int8 weights + distillation, without refresh": "compressed_step_time",
 }
-
-
-def init(key: jax.Array, widths=WIDTHS) -> dict[str, Any]:
-    """Make the parameters of the MLP."""
-    keys = jax.random.split(key, len(widths))
-    return {
-        f"dense_{i}": {"kernel": jax.random.normal(k, (n, m)) * (2 / n) ** 0.5, "bias": jnp.zeros(m)}
-        for i, (k, n, m) in enumerate(zip(keys, widths[:-1], widths[1:], strict=False))
-    }
-
-
-def forward(params: dict[str, Any], x: jax.Array) -> jax.Array:
-    """Apply the MLP."""
-    for i in range(len(params)):
-        x = x @ params[f"dense_{i}"]["kernel"] + params[f"dense_{i}"]["bias"]
-        x = jax.nn.relu(x) if i < len(params) - 1 else x
-    return x
-
-
-def pruning(every: int = 100) -> jc.ParamTransform:
-    sparsity = optax.polynomial_schedule(0.5, 0.9, power=3, transition_steps=1_000)
-    return jc.select("**/kernel", jc.periodic(jc.pruning.prune(jc.pruning.magnitude, sparsity), every))
-
-
-def fixed() -> jc.ParamTransform:
-    return pruning()._replace(update=jc.keep)
-
-
-def int8() -> jc.ParamTransform:
-    return jc.select("**/kernel", jc.quantization.fake_quantize(8))
-
-
-def dense_step(state, x, y, teacher):
-    del teacher
-    params, opt_state = state
-    loss, grads = jax.value_and_grad(lambda p: jc.distillation.cross_entropy(forward(p, x), y).mean())(params)
-    updates, opt_state = optax.adam(1e-4).update(grads, opt_state, params)
-    return (optax.apply_updates(params, updates), opt_state), loss
-
-
-def dense_distilled_step(state, x, y, teacher):
-    params, opt_state = state
-    loss, grads = jax.value_and_grad(lambda p: jc.distillation.kd(forward(p, x), forward(teacher, x), y).mean())(params)
-    updates, opt_state = optax.adam(1e-4).update(grads, opt_state, params)
-    return (optax.apply_updates(params, updates), opt_state), loss
-
-
-def compressed_step(tx: jc.optimizers.Attached, distilled: bool = False) -> Callable:
-    def step(state, x, y, teacher):
-        params, opt_state = state
-
-        def loss_fn(p):
-            logits = forward(tx.apply(p, opt_state), x)
-            if distilled:
-                return jc.distillation.kd(logits, forward(teacher, x), y).mean()
-            return jc.distillation.cross_entropy(logits, y).mean()
-
-        loss, grads = jax.value_and_grad(loss_fn)(params)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), loss
-
-    return step
 
 
 class Bench:
@@ -122,17 +59,17 @@ class Bench:
 
 
 def build(widths=WIDTHS, batch: int = 128) -> Bench:
-    bench, adam = Bench(widths, batch), optax.adam(1e-4)
-    bench.add("dense", dense_step, adam)
-    bench.add("dense + teacher", dense_distilled_step, adam)
+    bench = Bench(widths, batch)
+    bench.add("dense", _steps.dense(forward), _steps.ADAM)
+    bench.add("dense + teacher", _steps.dense(forward, distilled=True), _steps.ADAM)
     for name, t, distilled in (
-        ("packed mask, fixed", fixed(), False),
-        ("prune", pruning(), False),
-        ("prune + int8 weights", jc.chain(pruning(), int8()), False),
-        ("prune + int8 weights + distillation", jc.chain(pruning(), int8()), True),
+        ("packed mask, fixed", _steps.fixed(), False),
+        ("prune", _steps.pruning(), False),
+        ("prune + int8 weights", jc.chain(_steps.pruning(), _steps.int8()), False),
+        ("prune + int8 weights + distillation", jc.chain(_steps.pruning(), _steps.int8()), True),
     ):
-        tx = jc.attach(adam, t)
-        step = compressed_step(tx, distilled)
+        tx = jc.attach(_steps.ADAM, t)
+        step = _steps.compressed(forward, tx, distilled)
         if "fixed" in name:
             bench.add(name, step, tx)
             continue

@@ -73,7 +73,7 @@ def top_k_masks(operands: Sequence[Any], k, score: Callable[[Any], jax.Array]) -
 
 def _find_cut(operands, key: counting.KeyFn, k: jax.Array) -> Cut:
     """Search in the way of the platform. Samples and tiles are for one device: they would gather a sharded array."""
-    if jax.device_count() > 1:
+    if jax.device_count() > 1 or jax.sharding.get_abstract_mesh().size > 1:  # a mesh may be of devices not here
         return _cut_spread(operands, key, k)
     return jax.lax.platform_dependent(
         operands, k, cpu=lambda ops, k: _cut_tiled(ops, key, k), default=lambda ops, k: _cut_fused(ops, key, k)
@@ -91,11 +91,10 @@ def _cut_spread(operands, key: counting.KeyFn, k: jax.Array) -> Cut:
     return _cut(operands, key, k, counting.count_fused, probing.evenly(7), sample=())
 
 
-def _cut_fused(operands, key: counting.KeyFn, k: jax.Array) -> Cut:
+def _cut_fused(operands, key: counting.KeyFn, k: jax.Array, count: Callable = counting.count_fused) -> Cut:
     """Search with seven probes a pass, each pass one fused reduction: where memory is slow and comparing cheap."""
-    return _cut(
-        operands, key, k, counting.count_fused, probing.interpolated(7), sample=(-3, -1.4, -0.5, 0, 0.5, 1.4, 3)
-    )
+    sample = (-3, -1.4, -0.5, 0, 0.5, 1.4, 3)
+    return _cut(operands, key, k, count, probing.interpolated(7), sample)
 
 
 def _cut_tiled(operands, key: counting.KeyFn, k: jax.Array) -> Cut:

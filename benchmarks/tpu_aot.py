@@ -1,0 +1,208 @@
+"""What does the TPU compiler make of it? `python -m benchmarks.tpu_aot [--quick] [--out FILE]`.
+
+Compiles for TPUs that are not here (`pip install "jaxopt_compress[tpu]"`), on abstract shapes; nothing runs. Bytes are
+the compiler's count of bytes accessed. It counts the body of a loop once: the passes of a mask refresh are counted on
+the CPU, on normal weights, and put in. `--quick` leaves out the ViT, the other chips and most of the pod's layers.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+import jaxopt_compress as jc
+from benchmarks import _aot, _mlp, _steps, _transformer, _vit, harness
+from benchmarks.mask_update import DENSITY, argsort_masks, score
+from jaxopt_compress.pruning import counting, ranking
+
+EVERY = 100  # steps between two mask refreshes
+CHIPS = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+POD, POD_MESH = "v5p:4x4x16", (16, 16)
+BRIEF = ("dense", "dense + teacher", "prune + int8 + distill")
+Rows = dict[str, dict[str, Any]]
+
+
+def compressed() -> jc.ParamTransform:
+    return jc.chain(_steps.pruning(EVERY), _steps.int8())
+
+
+def variants(forward: Callable) -> dict[str, tuple[Any, Callable]]:
+    """Return optimizer and step by name."""
+    found: dict[str, tuple[Any, Callable]] = {
+        "dense": (_steps.ADAM, _steps.dense(forward)),
+        "dense + teacher": (_steps.ADAM, _steps.dense(forward, distilled=True)),
+    }
+    for name, t, distilled in (
+        ("packed mask, fixed", _steps.fixed(), False),
+        ("int8 weights", _steps.int8(), False),
+        ("prune + int8 + distill", compressed(), True),
+    ):
+        tx = jc.attach(_steps.ADAM, t)
+        found[name] = tx, _steps.compressed(forward, tx, distilled)
+    return found
+
+
+def arguments(model: Any, shape: tuple[int, ...], tx: Any) -> tuple[Any, ...]:
+    """Return the shapes that a step takes."""
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    state = params, jax.eval_shape(tx.init, params)
+    images, labels = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+    return state, images, labels, params
+
+
+def steps(chip: str, model: Any, shape: tuple[int, ...], only: tuple[str, ...] = ()) -> Rows:
+    """Compile the steps of one model for one chip."""
+    on, rows = _aot.mesh(chip), {}
+    for name, (tx, step) in variants(model.forward).items():
+        if only and name not in only:
+            continue
+        args = arguments(model, shape, tx)
+        p = _aot.program(on, step, *_aot.abstract(on, args), donate=(0,))
+        base = rows.get("dense + teacher" if "distill" in name else "dense", {})
+        rows[name] = {
+            "bytes": p.bytes - _refresh(on, args[0][0]) if "prune" in name else p.bytes,
+            "temporaries": p.temporaries,
+            "seconds": p.seconds,
+            "cuda": _aot.lowers_for_cuda(step, *args),
+        }
+        rows[name]["over dense"] = rows[name]["bytes"] / base["bytes"] if base else 1.0
+    return rows
+
+
+def _refresh(on, params) -> float:
+    """Return by how much the compiler's count of a step's bytes exceeds the mean over a period of refreshes."""
+    t = _steps.pruning(every=1)
+    state = jax.eval_shape(t.init, params)
+    refresh = _aot.program(on, lambda p, s: t.update(p, s, step=0), *_aot.abstract(on, (params, state)))
+    kernels = [w for path, w in jc.tree.weights(params).items() if path.endswith("kernel")]
+    once_more = sum(4 * w.size * (passes(min(w.size, 10**6)) - 3) for w in kernels)
+    return refresh.bytes - (refresh.bytes + once_more) / EVERY
+
+
+def passes(size: int) -> int:
+    """Count how often the search of an accelerator reads `size` normal weights; a program has three of them in it."""
+    w = jax.random.normal(jax.random.key(0), (size // 10, 10))
+    called = []
+
+    def count(operands, key, probes):
+        called.append(1)
+        return [jnp.sum(key(operands[0], counting.flat_index(w.shape)) >= p, dtype=jnp.int32) for p in probes]
+
+    key = lambda operand, index: ranking.ordered_keys(score(operand))  # noqa: E731
+    with jax.disable_jit():
+        ranking._cut_fused([w], key, jnp.int32(round(DENSITY * size)), count)
+    return len(called)
+
+
+def mask_against_sort(size: int) -> dict[str, Any]:
+    """Compare a mask of `size` weights on one v5e chip: ours, an argsort, and a threshold from a sort."""
+    on = _aot.mesh("v5e:2x2")
+    w = _aot.abstract(on, jax.ShapeDtypeStruct((size // 1000, 1000), jnp.float32))
+    k = round(DENSITY * size)
+    ours = _aot.program(on, lambda w: ranking.top_k_masks([w], jnp.int32(k), score), w)
+    argsort = _aot.program(on, lambda w: argsort_masks([w], k), w)
+    sort = _aot.program(on, lambda w: jnp.abs(w) >= jnp.sort(jnp.abs(w).ravel())[size - k], w)
+    reads = passes(size)
+    counted = ours.bytes + 4 * size * (reads - 3)
+    return {
+        "passes": reads,
+        "bytes": {"ours": counted, "argsort": argsort.bytes, "sort": sort.bytes},
+        "temporaries": {"ours": ours.temporaries, "argsort": argsort.temporaries, "sort": sort.temporaries},
+        "ratio": min(argsort.bytes, sort.bytes) / counted,
+    }
+
+
+def pod(c: _transformer.Transformer) -> dict[str, Any]:
+    """Compile the training step of a transformer for 256 v5p chips, dense and compressed."""
+    on, specs = _aot.mesh(POD, POD_MESH), _transformer.specs(c)
+    params = jax.eval_shape(partial(_transformer.init, c))
+    tokens = _aot.abstract(on, jax.ShapeDtypeStruct((c.batch, c.length), jnp.int32), P("data"))
+    found = {}
+    for name, (tx, step) in {
+        "dense": _transformer.dense_step(c),
+        "prune + int8": _transformer.compressed_step(c, EVERY),
+    }.items():
+        state = jax.eval_shape(tx.init, params)
+        placed = _aot.abstract(on, (params, state), (specs, _aot.state_specs(state, specs)))
+        found[name] = _aot.program(on, step, *placed, tokens, donate=(0, 1))
+    dense, ours = found.values()
+    added = ours.collectives - dense.collectives
+    wide = [(kind, shape) for kind, shape in added if kind != "all-reduce" or not per_channel(shape, c.layers)]
+    if wide:
+        raise RuntimeError(f"more than scalars and channels went over the wires: {wide}")
+    return {
+        "parameters": sum(w.size for w in jax.tree.leaves(params)),
+        "rows": {name: {"seconds": p.seconds, "memory": p.memory, "bytes": p.bytes} for name, p in found.items()},
+        "added collectives": {f"{kind} {list(shape)}": n for (kind, shape), n in sorted(added.items())},
+        "pod_memory": ours.memory / dense.memory,
+        "pod_compile": ours.seconds / dense.seconds,
+    }
+
+
+def per_channel(shape: tuple[int, ...], layers: int) -> bool:
+    """Tell whether an array holds one number a layer, or one a layer and channel."""
+    return len([n for n in shape if n != layers]) <= 1
+
+
+def main(options: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", help="write the results as JSON")
+    given = parser.parse_args(options)
+    if reason := _aot.missing():
+        raise SystemExit(reason)
+    brief = BRIEF if given.quick else ()
+    found = {"v5e, MLP 10M, batch 128": steps("v5e:2x2", _mlp, (128, 1024), brief)}
+    if not given.quick:
+        found["v5e, ViT 5M, batch 128"] = steps("v5e:2x2", _vit, (128, 32, 32, 3))
+        for chip in CHIPS:
+            if not chip.startswith("v5e"):
+                found[f"{chip.split(':')[0]}, MLP 10M, batch 128"] = steps(chip, _mlp, (128, 1024), BRIEF)
+    mask = mask_against_sort(10**5 if given.quick else 10**7)
+    big = pod(_transformer.Transformer(layers=2) if given.quick else _transformer.Transformer())
+    report(found, mask, big)
+    harness.finish(keys(found, mask, big), given.out, steps=found, mask=mask, pod=big, every=EVERY)
+
+
+def keys(found: dict[str, Rows], mask: dict[str, Any], big: dict[str, Any]) -> dict[str, float]:
+    """Gather the ratios; temporaries are those of the ViT, as the MLP's dense step has none."""
+    whole, teacher = "prune + int8 + distill", "dense + teacher"
+    v5e = {name: rows for name, rows in found.items() if name.startswith("v5e")}
+    result = {"tpu_step_bytes": max(rows[whole]["over dense"] for rows in v5e.values())}
+    for model, name in (("vit", "v5e, ViT 5M, batch 128"), ("mlp", "v5e, MLP 10M, batch 128")):
+        rows = v5e.get(name, {})
+        if "int8 weights" in rows:
+            result[f"tpu_weight_qat_{model}_bytes"] = rows["int8 weights"]["over dense"]
+        if model == "vit" and rows:
+            result["tpu_weight_qat_temp"] = rows["int8 weights"]["temporaries"] / rows["dense"]["temporaries"]
+            result["tpu_step_temp"] = rows[whole]["temporaries"] / rows[teacher]["temporaries"]
+    return result | {
+        "tpu_mask_vs_sort": mask["ratio"],
+        "pod_memory": big["pod_memory"],
+        "pod_compile": big["pod_compile"],
+    }
+
+
+def report(found: dict[str, Rows], mask: dict[str, Any], big: dict[str, Any]) -> None:
+    """Print the tables."""
+    columns = ("step", "bytes, MB", "over dense", "temporaries, MB", "compiled in, s", "lowered for cuda, KB")
+    for name, rows in found.items():
+        cells = [
+            (n, r["bytes"] / 1e6, r["over dense"], r["temporaries"] / 1e6, r["seconds"], r["cuda"] / 1e3)
+            for n, r in rows.items()
+        ]
+        harness.show(f"{name}: compiled by the TPU compiler, not run", columns, cells)
+    cells = [(n, mask["bytes"][n] / 1e6, mask["temporaries"][n] / 1e6) for n in mask["bytes"]]
+    harness.show(f"a mask on one v5e chip, {mask['passes']} passes", ("way", "bytes, MB", "temporaries, MB"), cells)
+    rows = [(n, r["memory"] / 1e9, r["bytes"] / 1e9, r["seconds"]) for n, r in big["rows"].items()]
+    title = f"a transformer with {big['parameters'] / 1e9:.0f}B parameters on 256 v5p chips, per chip"
+    harness.show(title, ("step", "memory, GB", "bytes, GB", "compiled in, s"), rows)
+    harness.show("collectives added", ("kind and shape", "times"), list(big["added collectives"].items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The real TPU compiler, without a TPU: every transform and the whole step compile for a chip and for a pod."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import jaxopt_compress as jc
+from benchmarks import _aot, _mlp, _steps, _transformer, tpu_aot
+from tests.table import TABLE, grads, params
+
+pytestmark = [pytest.mark.tpu, pytest.mark.skipif(bool(_aot.missing()), reason=str(_aot.missing()))]
+SIZES: dict[str, int] = {"width": 1024, "heads": 16, "key_heads": 16, "hidden": 2048, "vocabulary": 4096}
+SMALL = _transformer.Transformer(layers=2, batch=32, length=128, **SIZES)
+
+
+@pytest.fixture(autouse=True)
+def user_promotion():
+    """Run with JAX's own settings, as a user would."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def everything(row):
+    """Return a function of parameters that runs every part of a transform, and its gradient."""
+    t = row.make()
+
+    def run(p):
+        state = t.update(p, t.init(p), step=jnp.asarray(3), grads=grads(p))
+        loss = lambda w: sum(jnp.sum(x * x) for x in jc.tree.weights(t.apply(jc.tree.replace(p, w), state)).values())  # noqa: E731
+        return state, t.apply(p, state), t.encode(p, state), jax.grad(loss)(dict(jc.tree.weights(p)))
+
+    return run
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_every_transform_compiles_for_a_chip_and_lowers_for_cuda(row):
+    shapes = jax.eval_shape(params)
+    on = _aot.mesh("v5e:2x2")
+    assert _aot.program(on, everything(row), _aot.abstract(on, shapes)).memory > 0
+    assert _aot.lowers_for_cuda(everything(row), shapes) > 0
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_every_transform_compiles_for_a_pod_and_gathers_no_parameter(row):
+    on = _aot.mesh("v5e:16x16", (16, 16))
+    kernel = jax.ShapeDtypeStruct((512, 1024), jnp.float32)
+    shapes = {"dense": {"kernel": kernel, "bias": kernel.update(shape=(1024,))}, "embed": {"embedding": kernel}}
+    specs = {"dense": {"kernel": P("data", "model"), "bias": P("model")}, "embed": {"embedding": P("model", "data")}}
+    program = _aot.program(on, everything(row), _aot.abstract(on, shapes, specs))
+    for kind, shape in program.collectives:
+        assert kind == "all-reduce", (kind, shape)
+        assert len(shape) <= 1, (kind, shape)
+
+
+@pytest.mark.parametrize("chips", tpu_aot.CHIPS)
+def test_the_whole_step_compiles_for_every_generation(chips):
+    on, widths = _aot.mesh(chips), (256, 128, 10)
+    tx = jc.attach(_steps.ADAM, tpu_aot.compressed())
+    step = _steps.compressed(_mlp.forward, tx, distilled=True)
+    model: Any = type("Small", (), {"init": staticmethod(partial(_mlp.init, widths=widths))})
+    program = _aot.program(on, step, *_aot.abstract(on, tpu_aot.arguments(model, (16, 256), tx)), donate=(0,))
+    assert program.memory > 3 * 4 * 256 * 128  # parameters and two moments: it is the whole step
+
+
+def test_the_pod_step_adds_scalars_and_channels_only():
+    found = tpu_aot.pod(SMALL)
+    assert found["added collectives"], "no collective at all: the refresh is not in the program"
+    assert all(row["memory"] > 0 for row in found["rows"].values())
+
+
+def test_what_counts_as_scalars_and_channels():
+    assert tpu_aot.per_channel((80,), 80)
+    assert tpu_aot.per_channel((80, 512), 80)
+    assert not tpu_aot.per_channel((1024, 128), 2)
+
+
+def test_collectives_are_read_from_the_program_text():
+    text = """
+      %a = f32[1,1024,128]{2,1,0} all-gather(%x), dimensions={1}
+      %b = (s32[]{:T(128)}, s32[2]{0}) all-reduce-start(%y), to_apply=%sum
+      %c = (s32[], s32[2]) all-reduce-done(%b)
+    """
+    assert _aot.collectives(text) == {("all-gather", (1024, 128)): 1, ("all-reduce", ()): 1, ("all-reduce", (2,)): 1}
