@@ -103,7 +103,7 @@ def test_a_chain_checks_its_number_of_states():
 def test_selected_leaves_only_and_the_grads_that_belong_to_them():
     seen = {}
 
-    def criterion(params, grads, stats, scalar):
+    def criterion(params, grads, stats, scalar, **extra):
         seen.update(params=params, grads=grads, stats=stats, scalar=scalar)
         return jax.tree.map(lambda w, g: jnp.abs(w * g), params, grads)
 
@@ -229,7 +229,7 @@ def test_stacked_equals_a_loop_over_layers(t):
 def test_stacked_slices_the_grads_and_nothing_else():
     seen = {}
 
-    def criterion(params, grads, table):
+    def criterion(params, grads, table, **extra):
         seen.update(grads=grads, table=table)
         return jax.tree.map(lambda w, g: jnp.abs(w * g), params, grads)
 

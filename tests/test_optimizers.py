@@ -1,23 +1,18 @@
-"""Optimizers against naive NumPy loops, Optax's aliases, and what Keras and PyTorch did; alternation; plateaus."""
+"""Optimizers against naive NumPy loops, Optax's aliases, and what Keras and PyTorch did."""
 
 import json
 import re
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
 
 from jaxopt_compress.optimizers import first_order
-from jaxopt_compress.optimizers.alternate import AlternateState
 from jaxopt_compress.optimizers.alternate import alternate as typed_alternate
-from jaxopt_compress.optimizers.plateau import plateau
 
 fo: Any = first_order  # Optax types updates and states as unions of all trees, which say nothing here
 alternate: Any = typed_alternate
@@ -287,215 +282,6 @@ def test_own_scalings_are_found_by_tree_map_params(tx):
     moments = len(jax.tree.leaves(state)) - ("count" in str(state))
     assert jax.tree.leaves(marked).count("p") == moments > 0
     assert tx.update(params, state, params)[0]["none"] is None
-
-
-# alternate
-
-
-def sums(tx, grads, params):
-    """Run a transformation step by step; return its updates and its states."""
-    states, updates, step = [tx.init(params)], [], jax.jit(tx.update)
-    for grad in grads:
-        update, state = step(grad, states[-1], params)
-        states.append(state)
-        updates.append(update)
-    return updates, states
-
-
-def test_alternate_adam_counts_its_own_steps():
-    grads = [jnp.array([1.0, -2.0]) * (step + 1) for step in range(8)]
-    with jax.numpy_dtype_promotion("standard"):
-        updates, states = sums(alternate(fo.sgd(0.5), fo.adam(falling)), grads, jnp.zeros(2))
-        alone, alone_states = sums(fo.adam(falling), grads[1::2], jnp.zeros(2))
-    np.testing.assert_allclose(np.stack(updates[1::2]), np.stack(alone), rtol=1e-6)
-    np.testing.assert_array_equal(np.stack(updates[::2]), np.stack([-0.5 * g for g in grads[::2]]))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), states[-1].inner[1], alone_states[-1])
-    assert states[-1].inner[1][0].count == 4
-
-
-def test_alternate_leaves_states_out_of_turn_alone():
-    tx = alternate(fo.momentum(0.1), fo.adagrad(0.1), fo.rmsprop(0.1), every=2)
-    grads = [jnp.full(3, jnp.nan if step in (0, 3) else step, jnp.float32) for step in range(12)]
-    _, states = sums(tx, grads, jnp.zeros(3))
-    for step, (before, after) in enumerate(zip(states, states[1:])):
-        for i in {0, 1, 2} - {step // 2 % 3}:
-            jax.tree.map(np.testing.assert_array_equal, before.inner[i], after.inner[i])
-    assert np.isnan(jax.tree.leaves(states[-1].inner[0])).all()
-    assert np.isfinite(jax.tree.leaves(states[-1].inner[2])).all()
-
-
-@given(n=st.integers(2, 4), every=st.integers(1, 5), steps=st.integers(1, 30))
-def test_alternate_takes_turns_cyclically(n, every, steps):
-    tx = alternate(*(fo.sgd(10.0**i) for i in range(n)), every=every)
-    step = lambda state, _: tx.update(jnp.float32(1), state)[::-1]  # noqa: E731
-    state, updates = jax.lax.scan(step, tx.init(jnp.float32(0)), length=steps)
-    np.testing.assert_allclose(updates, [-(10.0 ** (t // every % n)) for t in range(steps)])
-    assert state.position == steps % (n * every)
-
-
-def test_alternate_compiles_once_and_keeps_the_state_alike():
-    traces = []
-    tx = alternate(fo.sgd(0.1), fo.adam(0.1), fo.rmsprop(falling, momentum=0.9), every=2)
-    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
-
-    @jax.jit
-    def step(params, state):
-        traces.append(1)
-        updates, state = tx.update(params, state, params)
-        return optax.apply_updates(params, updates), state
-
-    with jax.numpy_dtype_promotion("standard"):
-        state = tx.init(params)
-        like = jax.eval_shape(lambda: state)
-        for _ in range(9):
-            params, state = step(params, state)
-    assert len(traces) == 1
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(lambda x: (x.shape, x.dtype), like)
-
-
-def scale_by_extra():
-    update: Any = lambda g, s, p=None, *, value, **_: (g * value, s)  # noqa: E731
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
-
-
-def test_alternate_passes_extra_arguments_on():
-    tx = alternate(fo.sgd(1.0), scale_by_extra())
-    state = tx.init(jnp.zeros(()))
-    first, state = tx.update(jnp.float32(3), state, value=jnp.float32(7))
-    second, state = tx.update(jnp.float32(3), state, value=jnp.float32(7))
-    assert (first, second) == (-3, 21)
-
-
-def test_alternate_works_with_tree_map_params():
-    tx = alternate(fo.momentum(0.1), fo.adam(0.1))
-    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
-    names = {"w": "w", "b": "b"}
-    found: Any = optax.tree_map_params(tx, lambda _, n: n, tx.init(params), names, transform_non_params=lambda _: None)
-    assert isinstance(found, AlternateState)
-    assert found.position is None
-    assert found.inner[0][0].trace == found.inner[1][0].mu == found.inner[1][0].nu == names
-
-
-def test_alternate_composes_with_optax():
-    tx: Any = optax.MultiSteps(optax.chain(optax.clip(1.0), alternate(fo.sgd(0.1), fo.sgd(0.2))), 2)
-    state, params, path = tx.init(jnp.float32(0)), jnp.float32(0), []
-    with jax.numpy_dtype_promotion("standard"):
-        for _ in range(8):
-            updates, state = tx.update(jnp.float32(5), state, params)
-            params = optax.apply_updates(params, updates)
-            path.append(params)
-    np.testing.assert_allclose(path, [0, -0.1, -0.1, -0.3, -0.3, -0.4, -0.4, -0.6], rtol=1e-6)
-
-
-def test_alternate_maps_over_positions():
-    tx = alternate(fo.sgd(0.1), fo.sgd(1.0))
-    state = jax.vmap(lambda p: tx.init(jnp.float32(0))._replace(position=p))(jnp.arange(2))
-    updates, state = jax.vmap(lambda s: tx.update(jnp.float32(1), s))(state)
-    np.testing.assert_allclose(updates, [-0.1, -1.0])
-    assert state.position.tolist() == [1, 0]
-
-
-@pytest.mark.parametrize(
-    ("txs", "every", "message"), [((), 1, "got 0"), ((fo.sgd(0.1),), 1, "got 1"), ((fo.sgd(0.1),) * 2, 0, "got 0")]
-)
-def test_alternate_refuses(txs, every, message):
-    with pytest.raises(ValueError, match=f"`alternate`.*{message}"):
-        alternate(*txs, every=every)
-
-
-# plateau
-
-VALUES = st.lists(st.floats(width=32) | st.sampled_from([1.0, 0.999, 0.5, -1.0, float("nan")]), max_size=30)
-
-
-def naive_plateau(values, patience, rtol, atol):
-    best, since, reached = np.float32(np.inf), 0, False
-    for value in np.array(values, np.float32):
-        margin = np.float32(atol) + np.float32(rtol) * abs(best) if np.isfinite(best) else np.float32(0)
-        if value < best - margin:
-            best, since = value, 0
-        else:
-            since += 1
-        reached = reached or since >= patience
-    return best, since, reached
-
-
-@pytest.mark.filterwarnings("ignore:overflow encountered")
-@given(values=VALUES, patience=st.integers(1, 5), rtol=st.sampled_from([0.0, 0.25]), atol=st.sampled_from([0.0, 0.5]))
-def test_plateau_follows_a_naive_loop(values, patience, rtol, atol):
-    criterion = plateau(patience=patience, rtol=rtol, atol=atol)
-    state = reduce(criterion.update, values, criterion.init())
-    best, since, reached = naive_plateau(values, patience, rtol, atol)
-    assert (state.best, state.since, state.reached) == (best, since, reached)
-
-
-def test_plateau_under_jit_keeps_types_and_compiles_once():
-    criterion = plateau(patience=2)
-    update: Any = jax.jit(criterion.update)
-    state = criterion.init()
-    for value in [3.0, 2.0, 2.0, 2.5]:
-        state = update(state, jnp.float32(value))
-    assert state.reached
-    assert update._cache_size() == 1
-    assert update(state, jnp.bfloat16(1.0)).best.dtype == "float32"
-    assert [(x.shape, x.dtype) for x in state] == [(x.shape, x.dtype) for x in criterion.init()]
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_plateau_is_reached_by_a_run_that_diverges(value):
-    criterion = plateau(patience=3)
-    state = criterion.update(criterion.init(), 1.0)
-    for expected in [False, False, True, True]:
-        state = criterion.update(state, value)
-        assert state.reached == expected
-    assert state.best == 1.0
-
-
-def test_plateau_of_nan_from_the_start():
-    criterion = plateau(patience=2)
-    state = criterion.update(criterion.update(criterion.init(), np.nan), np.nan)
-    assert state.reached and state.best == np.inf
-
-
-def test_plateau_tolerance_is_relative_to_the_size_of_negative_values_too():
-    criterion = plateau(patience=1, rtol=0.1)
-    state = criterion.update(criterion.init(), -1.0)
-    assert criterion.update(state, -1.05).reached
-    assert not criterion.update(state, -1.15).reached
-
-
-def test_plateau_sums_up_small_steps():
-    criterion = plateau(patience=5, rtol=0.0, atol=1.0)
-    state = criterion.init()
-    for step in range(40):
-        state = criterion.update(state, 10.0 - 0.3 * step)
-        assert not state.reached
-
-
-def test_plateau_stops_a_while_loop_alone_and_under_vmap():
-    criterion = plateau(patience=2, rtol=0.0, atol=1e-3)
-
-    def descend(rate):
-        def step(carry):
-            x, state, steps = carry
-            return x * (1 - rate), criterion.update(state, x**2), steps + 1
-
-        start = (jnp.float32(1), criterion.init(), jnp.int32(0))
-        return jax.lax.while_loop(lambda carry: ~carry[1].reached, step, start)
-
-    rates = jnp.array([0.1, 0.5, 0.9, jnp.nan])
-    together = jax.jit(jax.vmap(descend))(rates)
-    alone = [jax.jit(descend)(rate) for rate in rates]
-    jax.tree.map(np.testing.assert_array_equal, together, jax.tree.map(lambda *xs: np.stack(xs), *alone))
-    assert together[2].tolist() == sorted(together[2].tolist(), reverse=True)
-
-
-@pytest.mark.parametrize(
-    "args", [{"patience": 0}, {"patience": 1, "rtol": -1.0}, {"patience": 1, "atol": float("nan")}]
-)
-def test_plateau_refuses(args):
-    with pytest.raises(ValueError, match="`plateau`.*got patience"):
-        plateau(**args)
 
 
 # The page

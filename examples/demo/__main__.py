@@ -72,7 +72,8 @@ def tabulate(plan, outcomes, sizes, compressed_scores, split: data.Data) -> list
         scores = compressed_scores if small else [scoring.score(run.model, p, split.test) for p in params]
         file_bytes = sizes if small else [measuring.float_bytes(p) for p in params]
         accuracies = [s["accuracy"] for s in scores]
-        bits = 8 if small else 32
+        first = outcomes[0].states[name]
+        bits = measuring.bits_of_kernels(first.tx.encode(first.params, first.opt_state))
         rows.append(measuring.measure(name, run.model, params[0], accuracies, file_bytes, bits, split.test.image))
     return rows
 

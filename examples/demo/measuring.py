@@ -35,6 +35,13 @@ def kernels(params: Any) -> list[np.ndarray]:
     return [np.asarray(leaf) for path, leaf in jc.tree.leaves(params).items() if path.endswith("kernel")]
 
 
+def bits_of_kernels(stored: Any) -> int:
+    """Return the bits of a kernel's entry in the stored form, of the widest one."""
+    leaves = jc.tree.leaves(stored, is_leaf=jc.is_encoded)
+    forms = [leaf for path, leaf in leaves.items() if path.endswith("kernel")]
+    return max(form.bits if jc.is_encoded(form) else 8 * form.dtype.itemsize for form in forms)
+
+
 def latency_ms(model: MLP, params: Any, image: np.ndarray, repeats: int = 200) -> float:
     """Return the median time of the compiled forward at batch 1, in milliseconds."""
     x = jnp.asarray(image[:1])
