@@ -11,8 +11,9 @@ from jaxopt_compress.core import ParamTransform, nothing_removed
 def periodic(t: ParamTransform, every: int, start: int = 0) -> ParamTransform:
     """Run `t.update` only at steps `start`, `start + every`, ...; between them the state stays as it is.
 
-    The branch is a `lax.cond` that returns nothing but the state of `t`: one compilation for the whole run, and a
-    step without refresh costs what a static state costs.
+    The refresh is a loop of one turn or none that carries nothing but the state of `t`: one compilation for the whole
+    run, and a step without refresh costs what a static state costs. (A `lax.cond` does the same, but the TPU compiler
+    then moves gradients out of the on-chip memory in every step.)
 
     Args:
       t: the transform to slow down.
@@ -27,9 +28,16 @@ def periodic(t: ParamTransform, every: int, start: int = 0) -> ParamTransform:
         due = (since >= 0) & (since % every == 0)
         if not isinstance(due, jax.core.Tracer):  # an eager caller need not compile a branch at every call
             return t.update(params, state, step=step, **extra) if due else state
-        return jax.lax.cond(due, lambda: t.update(params, state, step=step, **extra), lambda: state)
+        seen, old, more = jax.tree.map(_without_gradient, (params, state, extra))
+        turn = lambda carry: (jnp.zeros_like(due), t.update(seen, carry[1], step=step, **more))  # noqa: E731
+        return jax.lax.while_loop(lambda carry: carry[0], turn, (due, old))[1]
 
     return t._replace(update=update)
+
+
+def _without_gradient(leaf):
+    """Stop the gradient, of which a loop has none; `update` is never differentiated."""
+    return jax.lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf
 
 
 @jax.custom_jvp

@@ -262,3 +262,16 @@ def test_check_refuses_in_the_abstract():
         with pytest.raises(ValueError, match=message):
             jc.check(t, huge)
     jc.check(jc.chain(jc.stacked(prune(magnitude, 0.5)), jc.select("w", fake_quantize(8))), huge)
+
+
+def test_a_refresh_inside_a_loss_is_not_differentiated():
+    t = jc.periodic(fake_quantize(8), every=2)
+    params = {"w": normal(8, 4)}
+
+    def loss(params, state, step):
+        state = t.update(params, state, step=step, label="not an array")
+        return jnp.sum(t.apply(params, state)["w"] ** 2), state
+
+    grad, state = jax.jit(jax.grad(loss, has_aux=True))(params, t.init({"w": normal(8, 4) / 2}), jnp.asarray(2))
+    assert same_bits(state, t.init(params))
+    np.testing.assert_allclose(grad["w"], 2 * t.apply(params, state)["w"], rtol=1e-6)
