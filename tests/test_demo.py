@@ -22,8 +22,8 @@ def outcome(tmp_path_factory):
 
 def test_file_is_small_and_accurate(outcome):
     folder, found = outcome
-    assert found["compression"] >= 15
-    assert found["accuracy_difference_points"] > -3
+    assert found["ratios"]["compression"] >= 15
+    assert found["ratios"]["accuracy_difference_points"] > -3
     assert (folder / "student-digits-0.jc").stat().st_size == found["rows"][2]["file_bytes"][0]
 
 
@@ -42,7 +42,7 @@ def test_compressed_student_is_sparse_and_int8(outcome):
 
 def test_results_and_plot_are_written(outcome):
     folder, found = outcome
-    assert json.loads((folder / "demo-digits.json").read_text())["compression"] == found["compression"]
+    assert json.loads((folder / "demo-digits.json").read_text())["ratios"] == found["ratios"]
     assert (folder / "demo-digits.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert (folder / "demo-digits.png").stat().st_size > 20_000
 

@@ -59,16 +59,12 @@ def test_examples_are_short(path):
         assert len(path.read_text().splitlines()) < 80
 
 
-def test_concepts_page_runs():
-    names = {}
-    for block in code_blocks("docs/concepts.md"):
-        exec(compile(block, "docs/concepts.md", "exec"), names)
-
-
-def test_optimizers_page_runs():
-    names = {}
-    for block in code_blocks("docs/optimizers.md"):
-        exec(compile(block, "docs/optimizers.md", "exec"), names)
+@pytest.mark.parametrize("page", ["concepts", "optimizers", "tpu"])
+def test_pages_run(page):
+    names, blocks = {}, code_blocks(f"docs/{page}.md")
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
 
 
 def test_readme_training_step_runs_compiles_once_and_ships_what_it_trained(tmp_path, monkeypatch):

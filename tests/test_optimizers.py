@@ -1,7 +1,6 @@
 """Optimizers against naive NumPy loops, Optax's aliases, and what Keras and PyTorch did."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -282,15 +281,3 @@ def test_own_scalings_are_found_by_tree_map_params(tx):
     moments = len(jax.tree.leaves(state)) - ("count" in str(state))
     assert jax.tree.leaves(marked).count("p") == moments > 0
     assert tx.update(params, state, params)[0]["none"] is None
-
-
-# The page
-
-
-PAGE = (ROOT / "docs/optimizers.md").read_text()
-
-
-@pytest.mark.parametrize("snippet", re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
-def test_snippets_of_the_page_run(snippet):
-    with jax.numpy_dtype_promotion("standard"):
-        exec(snippet, {})

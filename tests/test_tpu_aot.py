@@ -1,20 +1,15 @@
 """The real TPU compiler, without a TPU: every transform and the whole step compile for a chip and for a pod."""
 
-from functools import partial
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
 import jaxopt_compress as jc
-from benchmarks import _aot, _mlp, _steps, _transformer, tpu_aot
+from benchmarks import _aot, _steps, tpu_aot
 from tests.table import TABLE, grads, params
 
 pytestmark = [pytest.mark.tpu, pytest.mark.skipif(bool(_aot.missing()), reason=str(_aot.missing()))]
-SIZES: dict[str, int] = {"width": 1024, "heads": 16, "key_heads": 16, "hidden": 2048, "vocabulary": 4096}
-SMALL = _transformer.Transformer(layers=2, batch=32, length=128, **SIZES)
 
 
 @pytest.fixture(autouse=True)
@@ -58,16 +53,15 @@ def test_every_transform_compiles_for_a_pod_and_gathers_no_parameter(row):
 
 @pytest.mark.parametrize("chips", tpu_aot.CHIPS)
 def test_the_whole_step_compiles_for_every_generation(chips):
-    on, widths = _aot.mesh(chips), (256, 128, 10)
+    on, model = _aot.mesh(chips), tpu_aot.small_mlp()
     tx = jc.attach(_steps.ADAM, tpu_aot.compressed())
-    step = _steps.compressed(_mlp.forward, tx, distilled=True)
-    model: Any = type("Small", (), {"init": staticmethod(partial(_mlp.init, widths=widths))})
+    step = _steps.compressed(model.forward, tx, distilled=True)
     program = _aot.program(on, step, *_aot.abstract(on, tpu_aot.arguments(model, (16, 256), tx)), donate=(0,))
     assert program.memory > 3 * 4 * 256 * 128  # parameters and two moments: it is the whole step
 
 
 def test_the_pod_step_adds_scalars_and_channels_only():
-    found = tpu_aot.pod(SMALL)
+    found = tpu_aot.pod(tpu_aot.SMALL_POD)
     assert found["added collectives"], "no collective at all: the refresh is not in the program"
     assert all(row["memory"] > 0 for row in found["rows"].values())
 

@@ -21,7 +21,7 @@ def print_table(rows: Sequence[Measured], title: str, console: Console) -> None:
     """Print one row a model."""
     table = Table(title=title)
     table.add_column("")
-    for name in ("test accuracy", "file bytes", "sparsity", "bits", "multiply-adds", "of them nonzero", "batch-1 ms"):
+    for name in ("test accuracy", "bytes", "sparsity", "bits", "multiply-adds", "of them nonzero", "batch-1 ms"):
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
@@ -74,7 +74,7 @@ def _accuracy_against_bytes(axes, rows: Sequence[Measured]) -> None:
         axes.scatter([x], [y], color=color, s=110, zorder=3, edgecolors="white")
         axes.annotate(row.name, (x, y), xytext=(0, 12), textcoords="offset points", ha="center", color=color)
     dense, small = (statistics.mean(row.file_bytes) for row in rows[1:3])
-    axes.set(xscale="log", xlabel="bytes of the file", ylabel="test accuracy, %")
+    axes.set(xscale="log", xlabel="bytes (file; float32 where dense)", ylabel="test accuracy, %")
     axes.set_title(f"{dense / small:.1f}x smaller than the dense student", loc="left")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.18 * (high - low))
