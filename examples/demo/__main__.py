@@ -147,8 +147,8 @@ def show(rows, first: Outcome, found: dict[str, Any], folder: Path, console: Con
     console.print(
         f"The file of the compressed student is {ratios['compression']:.1f}x smaller than the float32 parameters of "
         f"the dense one, {ratios['accuracy_difference_points']:+.2f} points of accuracy. Loaded from its file in a "
-        f"fresh process, it gave bit-identical logits for every seed.\nThe latency is that of the decoded float model: zeros "
-        f"and codes make the file small, not the float forward fast."
+        f"fresh process, it gave bit-identical logits for every seed.\nThe latency is that of the decoded "
+        f"float model: zeros and codes make the file small, not the float forward fast."
     )
     state = first.states["compressed student"]
     kernel = measuring.kernels(seen_by_forward(state))[1]
