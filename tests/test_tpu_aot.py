@@ -1,12 +1,14 @@
 """The real TPU compiler, without a TPU: every transform and the whole step compile for a chip and for a pod."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
 import jaxopt_compress as jc
-from benchmarks import _aot, _steps, tpu_aot
+from benchmarks import _aot, _mlp, _steps, tpu_aot
 from tests.table import TABLE, grads, params
 
 pytestmark = [pytest.mark.tpu, pytest.mark.skipif(bool(_aot.missing()), reason=str(_aot.missing()))]
@@ -58,6 +60,19 @@ def test_the_whole_step_compiles_for_every_generation(chips):
     step = _steps.compressed(model.forward, tx, distilled=True)
     program = _aot.program(on, step, *_aot.abstract(on, tpu_aot.arguments(model, (16, 256), tx)), donate=(0,))
     assert program.memory > 3 * 4 * 256 * 128  # parameters and two moments: it is the whole step
+
+
+def test_a_donated_mask_of_a_criterion_of_ones_own_compiles():
+    """This order of reads and writes once made the compiler find a cycle."""
+
+    def criterion(params, **extra):
+        return jax.tree.map(jnp.abs, params)
+
+    on, model = _aot.mesh("v5e:2x2"), SimpleNamespace(init=_mlp.init, forward=_mlp.forward)
+    prune = jc.select("**/kernel", jc.periodic(jc.pruning.prune(criterion, 0.5), every=100))
+    tx = jc.attach(_steps.ADAM, prune)
+    args = _aot.abstract(on, tpu_aot.arguments(model, (128, 1024), tx))
+    assert _aot.program(on, _steps.compressed(model.forward, tx), *args, donate=(0,)).memory > 0
 
 
 def test_the_pod_step_adds_scalars_and_channels_only():
