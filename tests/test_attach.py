@@ -76,7 +76,11 @@ def everyone() -> dict[str, Any]:
     }
 
 
-OPTIMIZERS = pytest.mark.parametrize("build", everyone().values(), ids=everyone())
+FAST = ("adam", "masked_prefix")  # in `make quick`; all of them are in `make test`
+OPTIMIZERS = pytest.mark.parametrize(
+    "build",
+    [pytest.param(b, id=name, marks=[] if name in FAST else pytest.mark.slow) for name, b in everyone().items()],
+)
 
 
 def start(dtype=jnp.float32) -> dict[str, Any]:
@@ -220,6 +224,7 @@ def test_extra_arguments_reach_the_optimizer_and_the_transform():
     assert seen["transform"].keys() == {"grads", "value", "stats"}
 
 
+@pytest.mark.slow
 def test_line_search_of_lbfgs_runs_on_the_surviving_weights():
     tx = attach(optax.lbfgs(memory_size=3), jc.select("**/kernel", prune(magnitude, 0.5)))
     params = start()

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxopt_compress as jc
 
+SLOW = pytest.mark.slow
 STEPS = 9  # refreshes at 0, 4 and 8; the schedule moves between them
 BATCH = 16
 
@@ -165,7 +166,7 @@ RUNS = {"jit": (run_jit, "train_step"), "scan": (run_scan, "whole"), "pmap": (ru
 RUNS |= {"sharded": (run_sharded, "train_step")}
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["jit", *(pytest.param(n, marks=SLOW) for n in ("scan", "pmap", "sharded"))])
 def test_one_compilation_for_a_whole_run(name):
     run, program = RUNS[name]
     state, loss, compiled = run()
@@ -175,7 +176,9 @@ def test_one_compilation_for_a_whole_run(name):
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize(
+    "axis_type", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=SLOW)], ids=["auto", "explicit"]
+)
 def test_masks_and_scales_on_eight_devices_equal_those_on_one(axis_type, scope):
     """The same parameters and the same clock: the state after a refresh, bit for bit, and sharded as the weights."""
     mesh, state, _, _ = placed(axis_type, scope)

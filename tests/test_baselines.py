@@ -6,12 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import jaxopt_compress as jc
 from jaxopt_compress.distillation import cross_entropy, kd
 from jaxopt_compress.pruning import magnitude, prune
 from jaxopt_compress.quantization import fake_quantize
 
+pytestmark = pytest.mark.slow
 SEEDS = range(8)
 
 

@@ -17,6 +17,7 @@ from jaxopt_compress.pruning import bits
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=17))
 
 
+@pytest.mark.slow
 @settings(max_examples=20)  # every shape compiles
 @given(MASKS)
 def test_unpack_is_the_inverse_and_numpy_packs_alike(mask):

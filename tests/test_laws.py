@@ -13,8 +13,14 @@ import jaxopt_compress as jc
 from jaxopt_compress import tree
 from tests.table import TABLE, grads, params
 
-ROWS = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
-DTYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16], ids=["f32", "bf16", "f16"])
+FAST = ("prune_then_int8",)  # in `make quick`; every row is in `make test`
+SLOW = pytest.mark.slow
+ROWS = pytest.mark.parametrize(
+    "row", [pytest.param(row, id=row.name, marks=[] if row.name in FAST else SLOW) for row in TABLE]
+)
+DTYPES = pytest.mark.parametrize(
+    "dtype", [jnp.float32, jnp.bfloat16, pytest.param(jnp.float16, marks=SLOW)], ids=["f32", "bf16", "f16"]
+)
 
 
 def assert_same_bits(left, right):

@@ -46,6 +46,7 @@ def naive(arrays: list[np.ndarray], number: int) -> list[np.ndarray]:
     return [part.reshape(a.shape) for part, a in zip(parts, arrays, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.75, 0.999])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_against_a_naive_reference(sparsity, scope):
@@ -61,6 +62,7 @@ def test_against_a_naive_reference(sparsity, scope):
     assert after["count"] is PARAMS["count"]
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.sampled_from([1, 2, 5, 8, 30]), st.integers(0, 1000))
 def test_exact_number_of_zeros(size, thousandths):

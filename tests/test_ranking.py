@@ -14,8 +14,10 @@ from hypothesis import given
 
 from jaxopt_compress.pruning import counting, probing, ranking
 
-CUTS = [ranking._cut_spread, ranking._cut_fused, ranking._cut_tiled]
-BY_CUT = pytest.mark.parametrize("cut", CUTS, ids=["spread", "fused", "tiled"])
+CUTS = {"spread": ranking._cut_spread, "fused": ranking._cut_fused, "tiled": ranking._cut_tiled}
+BY_CUT = pytest.mark.parametrize(
+    "cut", [pytest.param(cut, id=name, marks=[] if name == "tiled" else pytest.mark.slow) for name, cut in CUTS.items()]
+)
 SHAPES = [((1,),), ((40,),), ((5, 8), (3,)), ((2, 3, 4), (1, 1), (17,), (0, 4), (6, 5))]
 TILE = counting.TILE
 LARGE = [((TILE - 1,),), ((TILE,),), ((TILE + 1,),), ((3, TILE),), ((2 * TILE + 63,), (5,), (TILE // 4, 4))]
@@ -88,6 +90,7 @@ def cases(draw):
     return arrays, draw(counts(total(shapes)))
 
 
+@pytest.mark.slow
 @BY_CUT
 @hypothesis.settings(max_examples=100)
 @given(cases())
@@ -140,6 +143,7 @@ def test_keys_have_the_order_of_the_scores(values):
         np.testing.assert_array_equal(finite == a, keys[~np.isnan(values)] == ranking.ordered_keys(jnp.asarray(a)))
 
 
+@pytest.mark.slow
 @given(cases())
 def test_the_public_function(case):
     arrays, k = case
@@ -210,6 +214,7 @@ def test_a_misled_guess_costs_few_passes(name):
         assert passes_of(keys, k, probing.interpolated(7)) <= 30
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=60)
 @given(st.lists(st.integers(0, ranking.END - 1), min_size=1, max_size=40), st.data())
 def test_the_number_of_passes_is_bounded(keys, data):
