@@ -50,7 +50,7 @@ def attach(tx: optax.GradientTransformation | optax.MultiSteps, t: ParamTransfor
     afresh, and the update `-p`, which makes them exact zeros in every dtype; the inner optimizer moves the others.
     Under `straight_through` nothing counts as removed: the dense weights go on learning. Moments are found by
     structure, never by the optimizer's type: the parts of a state that mirror the parameters, masked nodes in places
-    or not. (`optax.tree_map_params` finds the same parts and fails under `masked`, `partition`, `sm3`, `flatten`.)
+    or not. (`optax.tree_map_params` finds the same parts and fails under `sm3`, `flatten` and masks by prefix.)
 
     Masks are drawn before the step and not after it, as RigL does: they then cost no pass over memory of their own.
 
