@@ -28,6 +28,7 @@ ENVIRONMENT = {
 }
 KINDS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 SHAPE = re.compile(r"\w+\[([\d,]*)\]")
+PREFETCH = re.compile(r"= \([a-z]+(\d+)\[([\d,]*)\]\{[^}]*S\(1\)\}, \S+ \S+ copy-start\(")
 
 
 class Program(NamedTuple):
@@ -36,6 +37,8 @@ class Program(NamedTuple):
     Attributes:
       seconds: how long it took to compile.
       bytes: bytes accessed; the body of a loop counts once, of two branches the dearer one counts.
+      prefetched: bytes of arrays that are copied to on-chip memory ahead of their use; in `bytes` they are in four
+        times for that, and once for the use.
       temporaries: bytes beside arguments and results.
       memory: bytes in all; a result that takes the place of an argument counts once.
       collectives: how often each `(kind, shape of the result)` stands in the program.
@@ -43,6 +46,7 @@ class Program(NamedTuple):
 
     seconds: float
     bytes: float
+    prefetched: int
     temporaries: int
     memory: int
     collectives: Counter
@@ -98,7 +102,14 @@ def program(on: Mesh, fn: Callable, *args: Any, donate: tuple[int, ...] = ()) ->
     m: Any = compiled.memory_analysis()
     memory = m.argument_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes + m.temp_size_in_bytes
     cost: Any = compiled.cost_analysis()
-    return Program(seconds, cost["bytes accessed"], m.temp_size_in_bytes, memory, collectives(compiled.as_text()))
+    text = compiled.as_text()
+    return Program(seconds, cost["bytes accessed"], prefetched(text), m.temp_size_in_bytes, memory, collectives(text))
+
+
+def prefetched(text: str) -> int:
+    """Sum the bytes that a compiled program copies to on-chip memory (`S(1)`) ahead of their use."""
+    found = PREFETCH.findall(text)
+    return sum(int(bits) * math.prod(map(int, filter(None, shape.split(",")))) // 8 for bits, shape in found)
 
 
 def collectives(text: str) -> Counter:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import _aot
+
 ROOT = Path(__file__).parent.parent
 KEYS = {
     "mask_update": {"mask_1e6", "mask_1e7", "mask_global_1e7", "mask_bytes_per_weight"},
@@ -18,11 +20,13 @@ KEYS = {
         "packed_mask_time",
         "compilations",
     },
+    "tpu_aot": {"tpu_step_bytes", "tpu_mask_vs_sort", "pod_memory", "pod_compile"},
 }
+NEEDS_TPU = [pytest.mark.tpu, pytest.mark.skipif(bool(_aot.missing()), reason=str(_aot.missing()))]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=NEEDS_TPU if n == "tpu_aot" else ()) for n in KEYS])
 def test_benchmark_prints_its_keys(name, tmp_path):
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(tmp_path / "out.json")]
     environment = {**os.environ, "XLA_FLAGS": ""}

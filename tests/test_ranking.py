@@ -1,4 +1,4 @@
-"""The exact top-k against a stable argsort, on both ways of counting, with everything a float can be."""
+"""The exact top-k against a stable argsort, in every way of searching, with everything a float can be."""
 
 import math
 from functools import cache
@@ -14,7 +14,12 @@ from hypothesis import given
 
 from jaxopt_compress.pruning import counting, probing, ranking
 
-CUTS = {"spread": ranking._cut_spread, "fused": ranking._cut_fused, "tiled": ranking._cut_tiled}
+CUTS = {
+    "spread": ranking._cut_spread,
+    "fused": ranking._cut_fused,
+    "collected": ranking._cut_collected,
+    "tiled": ranking._cut_tiled,
+}
 BY_CUT = pytest.mark.parametrize(
     "cut", [pytest.param(cut, id=name, marks=[] if name == "tiled" else pytest.mark.slow) for name, cut in CUTS.items()]
 )
@@ -175,7 +180,7 @@ def test_vmap(cut):
         np.testing.assert_array_equal(mask, naive([x], k)[0])
 
 
-def passes_of(keys: np.ndarray, k: int, place, rule_of_ends: bool = True) -> int:
+def passes_of(keys: np.ndarray, k: int, place) -> int:
     """Run one search in Python, count its passes, and hold the bracket that it ends with against the keys."""
     passes = 0
 
@@ -184,9 +189,10 @@ def passes_of(keys: np.ndarray, k: int, place, rule_of_ends: bool = True) -> int
         passes += 1
         return [jnp.int32(np.sum(keys >= int(p))) for p in probes]
 
-    with jax.disable_jit():
-        bracket = probing.Bracket.of(0, ranking.END, keys.size, 0)
-        low, high, above_low, above_high = map(int, probing.search(count, bracket, jnp.int32(k), place))
+    bracket, slow = probing.Bracket.of(0, ranking.END, keys.size, 0), jnp.asarray(False)
+    while probing.unfinished(bracket, jnp.int32(k)):
+        bracket, slow = probing.step(count, bracket, jnp.int32(k), slow, place)
+    low, high, above_low, above_high = map(int, bracket)
     assert above_low == np.sum(keys >= low) >= k >= np.sum(keys >= high) == above_high
     assert k in (above_low, above_high) or high - low == 1
     return passes

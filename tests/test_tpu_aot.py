@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxopt_compress as jc
 from benchmarks import _aot, _mlp, _steps, tpu_aot
+from jaxopt_compress.pruning import ranking
 from tests.table import TABLE, grads, params
 
 pytestmark = [pytest.mark.tpu, pytest.mark.skipif(bool(_aot.missing()), reason=str(_aot.missing()))]
@@ -75,6 +76,19 @@ def test_a_donated_mask_of_a_criterion_of_ones_own_compiles():
     assert _aot.program(on, _steps.compressed(model.forward, tx), *args, donate=(0,)).memory > 0
 
 
+def test_a_large_mask_is_read_from_memory_little_more_than_twice():
+    """Once to collect the candidates, once to write the mask; the loop that reads everything does not turn."""
+
+    def key(operand, index):
+        return ranking.ordered_keys(jnp.abs(operand))
+
+    on, w = _aot.mesh("v5e:2x2"), jax.ShapeDtypeStruct((2304, 2304), jnp.float32)
+    find = lambda w: ranking._mask(w, key, 0, ranking._cut_collected([w], key, jnp.int32(10**6)))  # noqa: E731
+    program, size = _aot.program(on, find, _aot.abstract(on, w)), w.size * w.dtype.itemsize
+    assert program.bytes - 4 * program.prefetched - size < 3 * size
+    assert program.temporaries < size / 4
+
+
 def test_the_pod_step_adds_scalars_and_channels_only():
     found = tpu_aot.pod(tpu_aot.SMALL_POD)
     assert found["added collectives"], "no collective at all: the refresh is not in the program"
@@ -85,6 +99,15 @@ def test_what_counts_as_scalars_and_channels():
     assert tpu_aot.per_channel((80,), 80)
     assert tpu_aot.per_channel((80, 512), 80)
     assert not tpu_aot.per_channel((1024, 128), 2)
+
+
+def test_prefetches_are_read_from_the_program_text():
+    text = """
+      %copy-start = (f32[20,64]{1,0:T(8,128)S(1)}, f32[20,64]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%w.1)
+      %copy-start.1 = (pred[8]{0:T(32)}, pred[8]{0:T(32)S(1)}, u32[]{:S(2)}) copy-start(%mask)
+      %copy-start.2 = (bf16[8]{0:T(32)S(1)}, bf16[8]{0:T(32)}, u32[]{:S(2)}) copy-start(%bias)
+    """
+    assert _aot.prefetched(text) == 20 * 64 * 4 + 8 * 2
 
 
 def test_collectives_are_read_from_the_program_text():

@@ -1,7 +1,7 @@
 """Search for the place where a decreasing count passes `k`, several probes at a time.
 
-`count(p)` says how many uint32 keys reach `p`. A bracket holds two keys and their counts; every pass narrows it, and
-the search stops when one of its ends splits the keys exactly or nothing lies between them.
+`count(p)` says how many uint32 keys reach `p`. A bracket holds two keys and their counts; every pass narrows it, until
+one of its ends splits the keys exactly or nothing lies between them.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,30 +37,26 @@ class Bracket(NamedTuple):
 ProbeFn = Callable[[Bracket, jax.Array, jax.Array], list[jax.Array]]
 
 
-def search(count: CountFn, bracket: Bracket, k: jax.Array, place: ProbeFn) -> Bracket:
-    """Narrow a bracket until it is exact or empty.
+def unfinished(bracket: Bracket, k: jax.Array) -> jax.Array:
+    """Tell whether neither end splits the keys at `k` and something lies between them."""
+    return (bracket.above_low != k) & (bracket.above_high != k) & (bracket.high - bracket.low > 1)
+
+
+def step(count: CountFn, bracket: Bracket, k: jax.Array, slow: jax.Array, place: ProbeFn) -> tuple[Bracket, jax.Array]:
+    """Narrow a bracket once.
 
     Args:
       count: `(probes) -> counts`.
-      bracket: where to start.
+      bracket: where to look.
       k: the target count.
-      place: `(bracket, k, slow) -> probes` strictly inside the bracket; `slow` tells that the last pass halved
-        neither the candidates nor anything else, so that a guess should give way to a sure step.
+      slow: whether the last pass failed to halve the candidates, so that a guess should give way to a sure step.
+      place: `(bracket, k, slow) -> probes` strictly inside the bracket.
 
     Returns:
-      A bracket one of whose counts is `k`, or with `high == low + 1`.
+      The new bracket and the new `slow`.
     """
-
-    def unfinished(carry):
-        b, _ = carry
-        return (b.above_low != k) & (b.above_high != k) & (b.high - b.low > 1)
-
-    def step(carry):
-        b, slow = carry
-        new = narrow(b, place(b, k, slow), count, k)
-        return new, 2 * (new.above_low - new.above_high) > b.above_low - b.above_high
-
-    return jax.lax.while_loop(unfinished, step, (bracket, jnp.asarray(False)))[0]
+    new = narrow(bracket, place(bracket, k, slow), count, k)
+    return new, 2 * (new.above_low - new.above_high) > bracket.above_low - bracket.above_high
 
 
 def narrow(bracket: Bracket, probes: Sequence[jax.Array], count: CountFn, k: jax.Array) -> Bracket:

@@ -9,27 +9,15 @@ stable descending argsort, bit for bit; under a mesh it needs nothing but all-re
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.pruning import counting, probing
+from jaxopt_compress.pruning import candidates, counting, cutting, probing
 
 ZERO = 1 << 31  # the key of 0.0
 END = 0xFF80_0001  # one past the key of +inf
-
-
-class Cut(NamedTuple):
-    """Keys above `threshold` stay, and of those equal to it the ones whose index is below `limit`.
-
-    Attributes:
-      threshold: uint32 scalar.
-      limit: uint32 scalar, an index into all arrays laid end to end.
-    """
-
-    threshold: jax.Array
-    limit: jax.Array
 
 
 def ordered_keys(scores: jax.Array) -> jax.Array:
@@ -71,61 +59,81 @@ def top_k_masks(operands: Sequence[Any], k, score: Callable[[Any], jax.Array]) -
     return [_mask(operand, key, first, cut) for operand, first in zip(operands, firsts, strict=True)]
 
 
-def _find_cut(operands, key: counting.KeyFn, k: jax.Array) -> Cut:
+def _find_cut(operands, key: counting.KeyFn, k: jax.Array) -> cutting.Cut:
     """Search in the way of the platform. Samples and tiles are for one device: they would gather a sharded array."""
     if jax.device_count() > 1 or jax.sharding.get_abstract_mesh().size > 1:  # a mesh may be of devices not here
         return _cut_spread(operands, key, k)
     return jax.lax.platform_dependent(
-        operands, k, cpu=lambda ops, k: _cut_tiled(ops, key, k), default=lambda ops, k: _cut_fused(ops, key, k)
+        operands,
+        k,
+        cpu=lambda ops, k: _cut_tiled(ops, key, k),
+        tpu=lambda ops, k: (_cut_collected if candidates.worthwhile(ops) else _cut_fused)(ops, key, k),
+        default=lambda ops, k: _cut_fused(ops, key, k),
     )
 
 
-def _mask(operand, key: counting.KeyFn, first: int, cut: Cut) -> jax.Array:
+def _mask(operand, key: counting.KeyFn, first: int, cut: cutting.Cut) -> jax.Array:
     index = counting.flat_index(counting.shape(operand), first)
     keys = key(operand, index)
     return (keys > cut.threshold) | ((keys == cut.threshold) & (index < cut.limit))
 
 
-def _cut_spread(operands, key: counting.KeyFn, k: jax.Array) -> Cut:
+def _cut_spread(operands, key: counting.KeyFn, k: jax.Array) -> cutting.Cut:
     """Search with seven evenly spaced probes a pass: it takes nothing from the arrays but counts."""
     return _cut(operands, key, k, counting.count_fused, probing.evenly(7), sample=())
 
 
-def _cut_fused(operands, key: counting.KeyFn, k: jax.Array, count: Callable = counting.count_fused) -> Cut:
+def _cut_fused(operands, key: counting.KeyFn, k: jax.Array, count: Callable = counting.count_fused) -> cutting.Cut:
     """Search with seven probes a pass, each pass one fused reduction: where memory is slow and comparing cheap."""
     sample = (-3, -1.4, -0.5, 0, 0.5, 1.4, 3)
     return _cut(operands, key, k, count, probing.interpolated(7), sample)
 
 
-def _cut_tiled(operands, key: counting.KeyFn, k: jax.Array) -> Cut:
+def _cut_tiled(operands, key: counting.KeyFn, k: jax.Array) -> cutting.Cut:
     """Search with three probes a pass, tile by tile: where comparing is what costs."""
-    return _cut(operands, key, k, counting.count_tiled, probing.interpolated(3), sample=(-2.5, 0, 2.5))
+    place, sample = probing.interpolated(3), (-2.5, 0, 2.5)
+    return _cut(operands, key, k, counting.count_tiled, place, sample, together=False)
 
 
-def _cut(operands, key: counting.KeyFn, k: jax.Array, count: Callable, place: probing.ProbeFn, sample) -> Cut:
-    total = sum(map(counting.size, operands))
-    bracket = probing.Bracket.of(0, END, total, 0)
+def _cut(
+    operands, key: counting.KeyFn, k, count: Callable, place: probing.ProbeFn, sample, together: bool = True
+) -> cutting.Cut:
+    bracket, total = _everything(operands)
     if sample:
         probes = _sample(operands, key, k, total, sample)
         bracket = probing.narrow(bracket, probes, partial(count, operands, key), k)
-    found = probing.search(partial(count, operands, key), bracket, k, place)
-    exact = (found.above_low == k) | (found.above_high == k)
-    threshold = jnp.where(found.above_high == k, found.high, found.low)
-    surplus = jnp.where(exact, 0, found.above_low - k)
+    turn = cutting.begin(bracket, k, total)
+    return cutting.result(cutting.search(turn, total, operands, _reader(key), count, place, together=together))
 
-    def tie_key(operand, index):
-        return jnp.where(key(operand, index) == threshold, index + 1, 0)
 
-    ties = probing.Bracket(jnp.uint32(1), jnp.uint32(total + 1), found.above_low - found.above_high, jnp.int32(0))
-    last = probing.search(partial(count, operands, tie_key), ties, surplus, place)
-    limit = jnp.where(last.above_high == surplus, last.high, last.low) - 1
-    return Cut(threshold, limit)
+def _cut_collected(operands, key: counting.KeyFn, k, count: Callable = counting.count_fused) -> cutting.Cut:
+    """Read the arrays once for the entries around the k-th and search those; search all if that went wrong."""
+    bracket, total = _everything(operands)
+    low, high = _sample(operands, key, k, total, (-2.5, 2.5), size=1 << 17)
+    slots, (above_low, above_high), fits = candidates.collect(operands, key, low, high)
+    bracket = probing.narrow(bracket, [low, high], lambda _: [above_low, above_high], k)
+    fits &= (bracket.low == low) & (bracket.high == high) & (low > 0)
+    place = probing.interpolated(7)
+    inside = probing.Bracket(low, high, above_low - above_high, jnp.int32(0))
+    found = cutting.begin(inside, k - above_high, total)
+    found = cutting.search(found, total, slots, lambda slot, _: slot.read(), count, place, given=fits)
+    turn = jax.tree.map(partial(jnp.where, fits), found, cutting.begin(bracket, k, total))
+    return cutting.result(cutting.search(turn, total, operands, _reader(key), count, place))
+
+
+def _everything(operands) -> tuple[probing.Bracket, int]:
+    total = sum(map(counting.size, operands))
+    return probing.Bracket.of(0, END, total, 0), total
+
+
+def _reader(key: counting.KeyFn) -> cutting.ReadFn:
+    return lambda operand, index: (key(operand, index), index)
 
 
 def _sample(operands, key: counting.KeyFn, k: jax.Array, total: int, deviations, size: int = 4096) -> list[jax.Array]:
     """Guess probes around the k-th key from a sorted sample; a bad guess costs passes, not exactness."""
     sampled = [jax.tree.map(partial(_strided, stride=max(total // size, 1)), operand) for operand in operands]
-    keys = jnp.sort(jnp.concatenate([key(x, jnp.zeros(counting.shape(x), jnp.uint32)) for x in sampled]))
+    keys = jnp.sort(jnp.concatenate([key(x, jnp.zeros(counting.shape(x), jnp.uint32)) for x in sampled]), stable=False)
     share = 1 - k.astype(jnp.float32) / total
     chance = jnp.sqrt(keys.size * share * (1 - share)) + 1
     places = [jnp.clip(keys.size * share + d * chance, 0, keys.size - 1).astype(jnp.int32) for d in deviations]
