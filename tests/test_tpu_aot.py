@@ -63,15 +63,22 @@ def test_the_whole_step_compiles_for_every_generation(chips):
     assert program.memory > 3 * 4 * 256 * 128  # parameters and two moments: it is the whole step
 
 
-def test_a_donated_mask_of_a_criterion_of_ones_own_compiles():
-    """This order of reads and writes once made the compiler find a cycle."""
+def own_criterion(params, **extra):
+    return jax.tree.map(jnp.abs, params)
 
-    def criterion(params, **extra):
-        return jax.tree.map(jnp.abs, params)
 
+def flipped(params, state, **extra):
+    return jax.tree.map(jnp.invert, state)
+
+
+@pytest.mark.parametrize("quantized", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["alone", "int8"])
+@pytest.mark.parametrize("cheap", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["ranked", "flipped"])
+def test_a_donated_mask_that_is_refreshed_in_a_step_compiles(cheap, quantized):
+    """The order of reads and writes once made the compiler find a cycle."""
+    prune = jc.pruning.prune(own_criterion, 0.5)
+    prune = jc.select("**/kernel", jc.periodic(prune._replace(update=flipped) if cheap else prune, every=100))
     on, model = _aot.mesh("v5e:2x2"), SimpleNamespace(init=_mlp.init, forward=_mlp.forward)
-    prune = jc.select("**/kernel", jc.periodic(jc.pruning.prune(criterion, 0.5), every=100))
-    tx = jc.attach(_steps.ADAM, prune)
+    tx = jc.attach(_steps.ADAM, jc.chain(prune, _steps.int8()) if quantized else prune)
     args = _aot.abstract(on, tpu_aot.arguments(model, (128, 1024), tx))
     assert _aot.program(on, _steps.compressed(model.forward, tx), *args, donate=(0,)).memory > 0
 

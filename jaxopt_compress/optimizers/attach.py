@@ -88,8 +88,7 @@ def attach(tx: optax.GradientTransformation | optax.MultiSteps, t: ParamTransfor
         if params is None:
             raise ValueError("`attach`: `update(grads, state, params)` needs the parameters; got None.")
         compress = t.update(params, state.compress, step=state.step, **{"grads": updates, **extra})
-        # Without a barrier the TPU compiler may order the copies of a donated mask in a circle, and give up.
-        gone = _removed(t, params, jax.lax.optimization_barrier(compress))
+        gone = _removed(t, params, compress)
         live, held = _zero(gone, updates), _zero(gone, params)
         inner_state = _restart(state.inner, inner.init(held), gone)
         moved, inner_state = inner.update(live, inner_state, held, **extra)
