@@ -156,39 +156,64 @@ def mirrored(state, mask_shape):
 
 @OPTIMIZERS
 def test_moments_of_removed_weights_start_afresh_and_others_stay(build):
-    """One step with half of the weights removed equals, on those, a fresh state, and else the undisturbed one."""
+    """The step after half of the weights were removed equals, on those, a step from a fresh state."""
     inner = build()
     wrapped = inner.gradient_transformation() if isinstance(inner, optax.MultiSteps) else inner
     wrapped = optax.with_extra_args_support(wrapped)
     params = start()
-    gone = jnp.arange(30).reshape(6, 5) % 2 == 0
-    hold = jc.ParamTransform(
-        init=lambda p: {"mask": jnp.zeros((6, 5), bool)},
-        apply=lambda p, s: p | {"a": p["a"] | {"kernel": jnp.where(s["mask"], 0, p["a"]["kernel"])}},
-        update=lambda p, s, *, step, **extra: {"mask": gone & (step >= 2)},
-        encode=lambda p, s: p,
-        removed=lambda p, s: {"a/kernel": s["mask"]},
-    )
-    tx = attach(inner, hold)
-    state, free = tx.init(params), wrapped.init(params)
-    for i in range(2):  # nothing is removed yet: two ordinary steps
+    tx = attach(inner, removing(lambda step: step >= 2))
+    state, free, updates = tx.init(params), wrapped.init(params), None
+    for i in range(3):  # nothing is removed before: three ordinary steps, and the last removes
         grads = jax.tree.map(lambda w, i=i: jnp.cos(w + i), params)
         updates, state = tx.update(grads, state, params, value=1.0)
         alone, free = wrapped.update(grads, free, params, value=1.0)
-        same(updates, alone)
         same(state.inner, free)
-        params = apply_updates(params, updates)
+        if i < 2:
+            same(updates, alone)
+            params = apply_updates(params, updates)
+    params = apply_updates(params, updates)
+    assert not params["a"]["kernel"][GONE].any()
+    assert (params["a"]["kernel"][~GONE] != 0).all()
     seen = mirrored(free, (6, 5))
-    leak = jnp.where(gone, 1e3, 0.0)  # the gradient of a removed weight counts nowhere, in no norm either
+    leak = jnp.where(GONE, 1e3, 0.0)  # the gradient of a removed weight counts nowhere, in no norm either
     grads = jax.tree.map(jnp.zeros_like, params) | {"a": {"kernel": leak, "bias": jnp.zeros(5)}}
     updates, state = tx.update(grads, state, params, value=1.0)
-    np.testing.assert_array_equal(updates["a"]["kernel"][gone], -params["a"]["kernel"][gone])
-    held = params | {"a": params["a"] | {"kernel": jnp.where(gone, 0, params["a"]["kernel"])}}
-    _, fresh = wrapped.update(jax.tree.map(jnp.zeros_like, params), wrapped.init(held), held, value=1.0)
+    assert not updates["a"]["kernel"][GONE].any()
+    _, fresh = wrapped.update(jax.tree.map(jnp.zeros_like, params), wrapped.init(params), params, value=1.0)
     pairs = list(zip(mirrored(state.inner, (6, 5)), mirrored(fresh, (6, 5))))
     assert len(pairs) == len(seen)
     for now, new in pairs:
-        np.testing.assert_allclose(now[gone], new[gone], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(now[GONE], new[GONE], rtol=1e-5, atol=1e-6)
+
+
+GONE = jnp.arange(30).reshape(6, 5) % 2 == 0
+
+
+def removing(when):
+    """Return a transform that removes half of a kernel at the steps that `when` tells."""
+    return jc.ParamTransform(
+        init=lambda p: {"mask": jnp.zeros((6, 5), bool)},
+        apply=lambda p, s: p | {"a": p["a"] | {"kernel": jnp.where(s["mask"], 0, p["a"]["kernel"])}},
+        update=lambda p, s, *, step, **extra: {"mask": GONE & when(step)},
+        encode=lambda p, s: p,
+        removed=lambda p, s: {"a/kernel": s["mask"]},
+    )
+
+
+def test_a_weight_that_comes_back_at_once_starts_afresh():
+    params = start()
+    tx = attach(ADAM, removing(lambda step: step == 1))
+    state = tx.init(params)
+    for _ in range(2):  # an ordinary step, then one that removes
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        params = apply_updates(params, updates)
+    assert not params["a"]["kernel"][GONE].any()
+    for moved in (False, True):  # back, but removed when the gradient was taken; then an ordinary weight
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        assert (updates["a"]["kernel"][GONE] != 0).all() == moved
+    fresh = ADAM.update(jax.tree.map(jnp.ones_like, params), ADAM.init(params), params)[1]
+    for now, new in zip(mirrored(state.inner, (6, 5)), mirrored(fresh, (6, 5)), strict=True):
+        np.testing.assert_array_equal(now[GONE], new[GONE])
 
 
 def test_moments_of_survivors_are_those_of_an_undisturbed_optimizer():

@@ -46,13 +46,15 @@ def attach(tx: optax.GradientTransformation | optax.MultiSteps, t: ParamTransfor
     """Join an optimizer and a transform into one ordinary Optax optimizer.
 
     In one update: `t.update` runs on the parameters as they came in (extras: `grads`, and what the caller passed).
-    Weights that `t` has removed get no gradient, the moments that `tx.init` gives, so that one that comes back starts
-    afresh, and the update `-p`, which makes them exact zeros in every dtype; the inner optimizer moves the others.
-    Under `straight_through` nothing counts as removed: the dense weights go on learning. Moments are found by
-    structure, never by the optimizer's type: the parts of a state that mirror the parameters, masked nodes in places
-    or not. (`optax.tree_map_params` finds the same parts and fails under `sm3`, `flatten` and masks by prefix.)
+    Weights that were removed when the gradient was taken have none, and get the moments that `tx.init` gives, so that
+    one that comes back starts afresh. Then the inner optimizer takes its step, and those that are removed now get the
+    update `-p`, which makes them exact zeros in every dtype. Under `straight_through` nothing counts as removed: the
+    dense weights go on learning. Moments are found by structure, never by the optimizer's type: the parts of a state
+    that mirror the parameters, masked nodes in places or not. (`optax.tree_map_params` finds the same parts and fails
+    under `sm3`, `flatten` and masks by prefix.)
 
-    Masks are drawn before the step and not after it, as RigL does: they then cost no pass over memory of their own.
+    Masks are drawn before the step and not after it, as RigL does, and no part of the step but its last sees the new
+    ones: they then cost no pass over memory of their own.
 
     The state is arrays only, to be checkpointed, sharded and donated like any `opt_state`. `attach` may itself stand
     inside `optax.chain`, `MultiSteps`, `partition` or `inject_hyperparams`, as long as nothing after it changes the
@@ -88,9 +90,9 @@ def attach(tx: optax.GradientTransformation | optax.MultiSteps, t: ParamTransfor
         if params is None:
             raise ValueError("`attach`: `update(grads, state, params)` needs the parameters; got None.")
         compress = t.update(params, state.compress, step=state.step, **{"grads": updates, **extra})
-        gone = _removed(t, params, compress)
-        live, held = _zero(gone, updates), _zero(gone, params)
-        inner_state = _restart(state.inner, inner.init(held), gone)
+        absent, gone = _removed(t, params, state.compress), _removed(t, params, compress)
+        live, held = _zero(absent, updates), _zero(absent, params)
+        inner_state = _restart(state.inner, inner.init(held), absent)
         moved, inner_state = inner.update(live, inner_state, held, **extra)
         updates = jax.tree.map(_emit, gone, moved, params)
         return updates, AttachState(jnp.asarray(optax.safe_increment(state.step)), inner_state, compress)
