@@ -19,7 +19,9 @@ import jaxopt_compress as jc
 
 
 def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Time every variant once a round, in alternating order, after one run to warm up.
+    """Time every variant once a round, after one run to warm up.
+
+    The order is shuffled anew each round, so that none always runs behind the same other, or behind itself.
 
     Returns:
       Seconds by variant, one number a round.
@@ -27,8 +29,9 @@ def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
     for run in variants.values():
         jax.block_until_ready(run())
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds):
-        for name in sorted(variants, reverse=bool(number % 2)):
+    rng = np.random.default_rng(0)
+    for _ in range(rounds):
+        for name in rng.permutation(sorted(variants)):
             start = time.perf_counter()
             jax.block_until_ready(variants[name]())
             times[name].append(time.perf_counter() - start)

@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", help="write the results as JSON")
     options = parser.parse_args(arguments)
     bench = build(batch=128)
-    times = harness.interleaved(bench.steps, 5 if options.quick else 31)
+    times = harness.interleaved(bench.steps, 5 if options.quick else 101)
     rows, keys = {}, {}
     for name in bench.steps:
         base = "dense + teacher" if "distillation" in name or "teacher" in name else "dense"
