@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxopt_compress as jc
-from jaxopt_compress.pruning import magnitude, prune
+from jaxopt_compress.pruning import magnitude, prune, taylor
 from jaxopt_compress.quantization import fake_quantize
 
 
@@ -33,6 +33,7 @@ TABLE = [
     Row("prune_global", lambda: weights_of(prune(magnitude, 0.7, scope="global"))),
     Row("prune_everything", lambda: prune(magnitude, 1.0)),
     Row("prune_gradual", lambda: weights_of(jc.periodic(prune(magnitude, gradual), every=2, start=1))),
+    Row("prune_taylor", lambda: weights_of(prune(taylor, 0.7))),
     Row("surgery", lambda: jc.straight_through(weights_of(prune(magnitude, 0.7)))),
     Row("int8", lambda: weights_of(fake_quantize(8))),
     Row("int4", lambda: weights_of(fake_quantize(4))),

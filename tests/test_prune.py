@@ -238,3 +238,10 @@ def test_too_many_weights_to_rank_together():
         ValueError, match=r"at most 2147483647 weights .* got 2147549184 in 'a' and others. Use `stacked`"
     ):
         jc.check(prune(magnitude, 0.5, scope="global"), {"a": half, "b": half})
+
+
+def test_a_bare_leaf_with_extras_that_look_like_one():
+    w = jnp.arange(6.0)
+    np.testing.assert_array_equal(pruned(w, step=3, value=1.0, value_fn=abs), [0, 0, 0, 3, 4, 5])
+    grads = jnp.array([9.0, 9, 5, 0, 0, 1])
+    np.testing.assert_array_equal(pruned(w, jc.pruning.taylor, grads=grads), [0, 1, 2, 0, 0, 5])

@@ -88,10 +88,14 @@ def _operands(criterion: Criterion, params, extra: dict[str, Any]) -> tuple[dict
     if not getattr(criterion, "elementwise", False):
         scores = tree.leaves(criterion(params, **extra))
         return {path: scores[path] for path in tree.weights(params)}, _itself
-    structure = jax.tree.structure(params)
-    alike = {k: tree.leaves(v) for k, v in extra.items() if jax.tree.structure(v) == structure}
+    alike = {k: tree.leaves(v) for k, v in extra.items() if _shapes(v) == _shapes(params)}
     operands = {path: (w, {k: v[path] for k, v in alike.items()}) for path, w in tree.weights(params).items()}
     return operands, _scorer(criterion)
+
+
+def _shapes(params) -> Any:
+    """Return structure and shapes: the step is no array beside the weight where the parameters are a bare leaf."""
+    return jax.tree.structure(params), [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(params)]
 
 
 def _itself(scores: jax.Array) -> jax.Array:
