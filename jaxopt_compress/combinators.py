@@ -13,8 +13,8 @@ from jaxopt_compress.core import ParamTransform, nothing_removed
 def periodic(t: ParamTransform, every: int, start: int = 0) -> ParamTransform:
     """Run `t.update` only at steps `start`, `start + every`, ...; between them the state stays as it is.
 
-    The refresh is a loop of one turn or none: one compilation for the whole run, and a step without refresh costs no
-    more than a copy of the state. (A `lax.cond` does the same, but the TPU compiler then moves gradients out of the
+    The refresh is a loop of one turn or none: one compilation for the whole run, and a step without refresh costs
+    filling and copying a state. (A `lax.cond` does the same, but the TPU compiler then moves gradients out of the
     on-chip memory in every step.)
 
     Args:

@@ -22,7 +22,7 @@ def prune(criterion: Criterion, sparsity: float | optax.Schedule, *, scope: str 
 
     The state holds one mask for each leaf, one bit a weight, all ones at first; `update` draws the masks anew, so a
     schedule of `sparsity` prunes gradually. Usually wrapped in `periodic`: a refresh reads the weights some eight
-    times, a step without one costs nothing measurable. The gradient of `apply` is masked; a pruned weight that is
+    times, a step without one costs a few percent. The gradient of `apply` is masked; a pruned weight that is
     NaN or infinite does not leak. The stored form is the array with its zeros.
 
     The number of zeros is `round(sparsity * size)`, exactly, ties included: of equal scores those with the higher

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxopt_compress import tree
 from jaxopt_compress.core import Params, ParamTransform, State
+from jaxopt_compress.pruning.criteria import magnitude, obd
 
 LossFn = Callable[..., jax.Array]
 
@@ -37,10 +38,8 @@ def fisher(loss_fn: LossFn, params: Params, batch: Any) -> Callable:
     def criterion(params, **extra):
         del extra
         weights = dict(tree.weights(params))
-        grads = each(weights, batch)
-        return tree.replace(
-            params, {path: jnp.mean(jnp.square(grads[path]), 0) * w * w / 2 for path, w in weights.items()}
-        )
+        curvature = jax.tree.map(lambda g: jnp.mean(jnp.square(g), 0), each(weights, batch))
+        return tree.replace(params, obd(weights, curvature=curvature))
 
     return criterion
 
@@ -85,12 +84,12 @@ def synflow(forward: Callable, params: Params, example: Any) -> Callable:
     Returns:
       A criterion.
     """
-    ones, positive = jax.tree.map(jnp.ones_like, example), tree.replace(params, _magnitudes(params))
+    ones, positive = jax.tree.map(jnp.ones_like, example), tree.replace(params, magnitude(dict(tree.weights(params))))
     grad = jax.grad(lambda weights: jnp.sum(_of_weights(forward, positive)(weights, ones)))
 
     def criterion(params, **extra):
         del extra
-        weights = _magnitudes(params)
+        weights = magnitude(dict(tree.weights(params)))
         flow = grad(weights)
         return tree.replace(params, {path: w * flow[path] for path, w in weights.items()})
 
@@ -119,10 +118,6 @@ def settle(t: ParamTransform, params: Params, rounds: int, **extra: Any) -> Stat
         raise ValueError(f"`settle`: `rounds` is at least 1; got {rounds}.")
     turn = lambda step, state: t.update(t.apply(params, state), state, step=step, **extra)  # noqa: E731
     return jax.lax.fori_loop(0, rounds, turn, t.init(params))
-
-
-def _magnitudes(params: Params) -> dict[str, jax.Array]:
-    return {path: jnp.abs(w) for path, w in tree.weights(params).items()}
 
 
 def _of_weights(fn: Callable, params: Params) -> Callable:
