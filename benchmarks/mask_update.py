@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import harness
 from jaxopt_compress.pruning import magnitude
-from jaxopt_compress.pruning.ranking import top_k_masks
+from jaxopt_compress.pruning.search.ranking import top_k_masks
 
 DENSITY = 0.2
 

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 import jaxopt_compress as jc
 from benchmarks import _aot, _mlp, _steps, _transformer, _vit, harness
 from benchmarks.mask_update import DENSITY, argsort_masks, score
-from jaxopt_compress.pruning import candidates, counting, ranking
+from jaxopt_compress.pruning.search import candidates, counting, ranking
 
 EVERY = 100  # steps between two mask refreshes
 CHIPS = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")

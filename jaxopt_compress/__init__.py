@@ -8,6 +8,8 @@ from jaxopt_compress import pruning as pruning
 from jaxopt_compress import quantization as quantization
 from jaxopt_compress import report as report
 from jaxopt_compress import tree as tree
+from jaxopt_compress.combinators import dense_backward as dense_backward
+from jaxopt_compress.combinators import freezing as freezing
 from jaxopt_compress.combinators import passthrough as passthrough
 from jaxopt_compress.combinators import periodic as periodic
 from jaxopt_compress.combinators import stacked as stacked

@@ -66,14 +66,32 @@ def straight_through(t: ParamTransform) -> ParamTransform:
     With `prune` this is dynamic network surgery (Guo et al., 2016): the dense weights receive the gradient of the
     pruned ones. Leaves without a gradient pass through.
     """
+    return t._replace(apply=_identity_gradient(t), removed=nothing_removed, apply_held=None, frozen=nothing_removed)
 
+
+def dense_backward(t: ParamTransform) -> ParamTransform:
+    """Let `t.update` see the gradient of removed weights too; under `attach` the optimizer still does not.
+
+    The gradient of `apply` becomes that of the identity, as under `straight_through`, but what is removed stays so
+    until `t.update` brings it back. For methods that grow weights by their gradient, such as RigL.
+    """
+    held = None if t.apply_held is None else _identity_gradient(t._replace(apply=t.apply_held))
+    return t._replace(apply=_identity_gradient(t), apply_held=held)
+
+
+def freezing(t: ParamTransform) -> ParamTransform:
+    """Freeze what `t` removes instead of zeroing it: the weights keep their values, and come back with them.
+
+    `apply` masks as before, at the cost of a masked copy of the weights in every step.
+    """
+    return t._replace(removed=nothing_removed, apply_held=None, frozen=t.removed)
+
+
+def _identity_gradient(t: ParamTransform):
     def estimate(before, after):
         return after if after is before or not tree.is_weight(before) else passthrough(before, after)
 
-    def apply(params, state):
-        return jax.tree.map(estimate, params, t.apply(params, state))
-
-    return t._replace(apply=apply, removed=nothing_removed, apply_held=None)
+    return lambda params, state: jax.tree.map(estimate, params, t.apply(params, state))
 
 
 def stacked(t: ParamTransform) -> ParamTransform:
@@ -90,5 +108,11 @@ def stacked(t: ParamTransform) -> ParamTransform:
         return jax.vmap(lambda p, s, e: t.update(p, s, step=step, **e, **other))(params, state, alike)
 
     return ParamTransform(
-        jax.vmap(t.init), jax.vmap(t.apply), update, jax.vmap(t.encode), jax.vmap(t.removed), jax.vmap(t.forward)
+        init=jax.vmap(t.init),
+        apply=jax.vmap(t.apply),
+        update=update,
+        encode=jax.vmap(t.encode),
+        removed=jax.vmap(t.removed),
+        apply_held=jax.vmap(t.forward),
+        frozen=jax.vmap(t.frozen),
     )

@@ -44,9 +44,10 @@ class ParamTransform(NamedTuple):
         (an integer, traced or not) is the caller's clock: no state holds one.
       encode: `(params, state) -> tree`; the stored form. `decode(encode(p, s)) == apply(p, s)`, bit for bit.
       removed: for transforms that remove weights, `(params, state) -> {path: bool array}`, True where `apply` gives
-        zero and no gradient whatever the weight is: the weights that `attach` holds at exact zero.
+        zero whatever the weight is: the weights that `attach` holds at exact zero, without gradient or moments.
       apply_held: `apply` for parameters whose removed weights are exact zeros already, if that can be had for less:
         the same value and gradient. A mask then costs no copy of the weights.
+      frozen: like `removed`, for weights that take no part in training for now but keep their values.
     """
 
     init: Callable[[Params], State]
@@ -55,6 +56,7 @@ class ParamTransform(NamedTuple):
     encode: Callable[[Params, State], Any]
     removed: Callable[[Params, State], dict[str, jax.Array]] = nothing_removed
     apply_held: Callable[[Params, State], Params] | None = None
+    frozen: Callable[[Params, State], dict[str, jax.Array]] = nothing_removed
 
     @property
     def forward(self) -> Callable[[Params, State], Params]:
@@ -97,8 +99,9 @@ def chain(*links: ParamTransform) -> ParamTransform:
         apply=partial(_fold, [link.apply for link in links]),
         update=update,
         encode=partial(_encode, links),
-        removed=partial(_removed, links),
+        removed=partial(_any_of, [link.removed for link in links]),
         apply_held=partial(_fold, [link.forward for link in links]),
+        frozen=partial(_any_of, [link.frozen for link in links]),
     )
 
 
@@ -117,10 +120,10 @@ def _encode(links: Sequence[ParamTransform], params: Params, state: State) -> An
     return stored
 
 
-def _removed(links: Sequence[ParamTransform], params: Params, state: State) -> dict[str, jax.Array]:
+def _any_of(functions: Sequence[Callable], params: Params, state: State) -> dict[str, jax.Array]:
     gone: dict[str, jax.Array] = {}
-    for link, s in zip(links, state, strict=True):
-        for path, mask in link.removed(params, s).items():
+    for function, s in zip(functions, state, strict=True):
+        for path, mask in function(params, s).items():
             gone[path] = gone[path] | mask if path in gone else mask
     return gone
 
@@ -184,6 +187,7 @@ def select(where: tree.Where, t: ParamTransform) -> ParamTransform:
         encode=lift(t.encode),
         removed=lambda params, state: t.removed(inside(params), state),
         apply_held=lift(t.forward),
+        frozen=lambda params, state: t.frozen(inside(params), state),
     )
 
 

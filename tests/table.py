@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxopt_compress as jc
+from jaxopt_compress import pruning
 from jaxopt_compress.pruning import magnitude, prune, taylor
 from jaxopt_compress.quantization import fake_quantize
 
@@ -23,9 +24,20 @@ def weights_of(t: jc.ParamTransform) -> jc.ParamTransform:
     return jc.select(("**/kernel", "**/embedding"), t)
 
 
+def blocks_of(t: jc.ParamTransform) -> jc.ParamTransform:
+    """Restrict to two leaves of one shape, for rows that take long to compile."""
+    return jc.select("block/**/kernel", t)
+
+
 def gradual(step):
     return optax.polynomial_schedule(0.0, 0.8, power=3, transition_steps=4)(step)
 
+
+def cosine(step):
+    return optax.cosine_decay_schedule(0.3, 9)(jnp.asarray(step, jnp.float32))
+
+
+KEY = jax.random.key(0)
 
 TABLE = [
     Row("identity", jc.chain),
@@ -34,6 +46,18 @@ TABLE = [
     Row("prune_everything", lambda: prune(magnitude, 1.0)),
     Row("prune_gradual", lambda: weights_of(jc.periodic(prune(magnitude, gradual), every=2, start=1))),
     Row("prune_taylor", lambda: weights_of(prune(taylor, 0.7))),
+    Row("prune_unpacked", lambda: blocks_of(prune(magnitude, gradual, allocation=pruning.erk, packed=False))),
+    Row("prune_minimum", lambda: blocks_of(prune(magnitude, 0.7, scope="global", minimum=0.1))),
+    Row("n_of_m", lambda: weights_of(prune(taylor, pattern=pruning.n_of_m(1, 2)))),
+    Row("within", lambda: blocks_of(prune(magnitude, 0.7, pattern=pruning.within()))),
+    Row("blocks", lambda: blocks_of(prune(magnitude, gradual, pattern=pruning.blocks(2, 1)))),
+    Row("channels", lambda: weights_of(prune(magnitude, 0.5, pattern=pruning.channels(-2), packed=False))),
+    Row("heads", lambda: jc.select("block/**/kernel", prune(magnitude, 0.5, pattern=pruning.heads(4)))),
+    Row("rigl", lambda: blocks_of(jc.periodic(pruning.rigl(KEY, 0.8, cosine), 3))),
+    Row("set", lambda: blocks_of(pruning.set_(KEY, 0.8))),
+    Row("static", lambda: blocks_of(pruning.static(KEY, 0.8))),
+    Row("movement", lambda: blocks_of(pruning.movement_pruning(gradual, every=3))),
+    Row("top_kast", lambda: blocks_of(jc.periodic(pruning.top_kast(0.8, 0.5), every=3))),
     Row("surgery", lambda: jc.straight_through(weights_of(prune(magnitude, 0.7)))),
     Row("int8", lambda: weights_of(fake_quantize(8))),
     Row("int4", lambda: weights_of(fake_quantize(4))),

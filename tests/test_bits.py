@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxopt_compress.pruning import bits
+from jaxopt_compress.pruning import bits, masks, unstructured
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=17))
 
@@ -66,7 +66,7 @@ def test_what_is_masked_is_exact_zero_and_the_rest_keeps_its_bits(dtype):
     values = [jnp.nan, jnp.inf, -jnp.inf, -0.0, -1.5, 1e-7, 0.0, 3.0]
     w = jnp.array([values, values], dtype).T
     mask = np.arange(16).reshape(8, 2) % 2 == 0
-    kept = np.asarray(bits.keep_packed(w, bits.pack(mask)))
+    kept = np.asarray(masks.keep(w, bits.pack(mask), unstructured))
     assert kept.dtype == w.dtype
     assert kept[:, 0].tobytes() == np.asarray(w)[:, 0].tobytes()
     assert not kept[:, 1].view(f"u{kept.itemsize}").any()  # +0.0, not -0.0
@@ -92,7 +92,7 @@ def test_packed_masks_are_sharded_like_the_weight(shape, spec, axis_type):
     if (shape, spec) in ALIGNED:
         assert packed.sharding.is_equivalent_to(sharding, 2)
         assert {s.data.nbytes for s in packed.addressable_shards} == {next(iter(w.addressable_shards)).data.size // 8}
-    kept = bits.keep_packed(w, packed)
+    kept = masks.keep(w, packed, unstructured)
     np.testing.assert_array_equal(kept, np.maximum(w, 0))
     assert kept.sharding.is_equivalent_to(sharding, 2)
 

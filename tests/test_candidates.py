@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_compress.pruning import candidates, counting, ranking
+from jaxopt_compress.pruning.search import candidates, counting, ranking
 from tests.test_ranking import naive
 
 SHAPES = [(256, 40), (3, 64, 5), (128,), (2, 3, 64, 7), (100, 6), ()]
@@ -71,7 +71,7 @@ def readings(x: np.ndarray, k: int) -> tuple[list[str], np.ndarray]:
 
     @jax.jit
     def masked(x, k):
-        return ranking._mask(x, key, 0, ranking._cut_collected([x], key, k, count))
+        return ranking.mask(x, key, 0, ranking._cut_collected([x], key, k, count))
 
     mask = np.asarray(masked(x, k))
     jax.effects_barrier()

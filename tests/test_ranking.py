@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from jaxopt_compress.pruning import counting, probing, ranking
+from jaxopt_compress.pruning.search import counting, probing, ranking
 
 CUTS = {
     "spread": ranking._cut_spread,
@@ -64,7 +64,7 @@ def compiled(cut):
     def masks(operands, k):
         found = cut(operands, key, k)
         firsts = counting.starts(operands)
-        return [ranking._mask(operand, key, first, found) for operand, first in zip(operands, firsts)]
+        return [ranking.mask(operand, key, first, found) for operand, first in zip(operands, firsts)]
 
     return masks
 
@@ -133,7 +133,7 @@ def test_equal_scores_go_in_the_order_of_the_arrays(cut):
 def test_nan_ranks_below_everything_and_zeros_are_one():
     values = np.array([np.nan, -np.inf, -1.0, -0.0, 0.0, 1e-45, 1.0, np.inf], np.float32)
     keys = np.asarray(jax.jit(ranking.ordered_keys)(values))
-    assert keys[0] == 0
+    assert keys[0] == ranking.NAN
     assert keys[3] == keys[4] == ranking.ZERO
     assert np.all(np.diff(keys[[0, 1, 2, 3, 5, 6, 7]].astype(np.int64)) > 0)
     assert keys.max() == ranking.END - 1

@@ -1,5 +1,6 @@
 """A parameter transform on the optimizer's side: derived from the transform, not a second mechanism."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -48,10 +49,12 @@ def attach(tx: optax.GradientTransformation | optax.MultiSteps, t: ParamTransfor
     In one update: `t.update` runs on the parameters as they came in (extras: `grads`, and what the caller passed).
     Weights that were removed when the gradient was taken have none, and get the moments that `tx.init` gives, so that
     one that comes back starts afresh. Then the inner optimizer takes its step, and those that are removed now get the
-    update `-p`, which makes them exact zeros in every dtype. Under `straight_through` nothing counts as removed: the
-    dense weights go on learning. Moments are found by structure, never by the optimizer's type: the parts of a state
-    that mirror the parameters, masked nodes in places or not. (`optax.tree_map_params` finds the same parts and fails
-    under `sm3`, `flatten` and masks by prefix.)
+    update `-p`, which makes them exact zeros in every dtype. Weights that are frozen are treated alike but get the
+    update 0. Under `straight_through` nothing counts as removed: the dense weights go on learning.
+
+    Moments are found by structure, never by the optimizer's type: the parts of a state that mirror the parameters,
+    masked nodes in places or not. (`optax.tree_map_params` finds the same parts and fails under `sm3`, `flatten` and
+    masks by prefix.)
 
     Masks are drawn before the step and not after it, as RigL does, and no part of the step but its last sees the new
     ones: they then cost no pass over memory of their own.
@@ -90,11 +93,12 @@ def attach(tx: optax.GradientTransformation | optax.MultiSteps, t: ParamTransfor
         if params is None:
             raise ValueError("`attach`: `update(grads, state, params)` needs the parameters; got None.")
         compress = t.update(params, state.compress, step=state.step, **{"grads": updates, **extra})
-        absent, gone = _removed(t, params, state.compress), _removed(t, params, compress)
-        live, held = _zero(absent, updates), _zero(absent, params)
-        inner_state = _restart(state.inner, inner.init(held), absent)
-        moved, inner_state = inner.update(live, inner_state, held, **extra)
-        updates = jax.tree.map(_emit, gone, moved, params)
+        absent, gone = (_marks(t.removed, params, s) for s in (state.compress, compress))
+        resting, still = (_marks(t.frozen, params, s) for s in (state.compress, compress))
+        idle, held = jax.tree.map(_either, absent, resting), _zero(absent, params)
+        inner_state = _restart(state.inner, inner.init(held), idle)
+        moved, inner_state = inner.update(_zero(idle, updates), inner_state, held, **extra)
+        updates = jax.tree.map(_emit, gone, _zero(still, moved), params)
         return updates, AttachState(jnp.asarray(optax.safe_increment(state.step)), inner_state, compress)
 
     attached = Attached(init, update)
@@ -111,9 +115,13 @@ def compress_state(opt_state: optax.OptState) -> State:
     return found[0].compress
 
 
-def _removed(t: ParamTransform, params: Params, state: State):
-    """Mark the removed weights in the structure of `params`: bool arrays, and `False` for leaves that have none."""
-    return tree.replace(params, {**dict.fromkeys(tree.leaves(params), False), **t.removed(params, state)})
+def _marks(by_path: Callable, params: Params, state: State):
+    """Mark weights in the structure of `params`: bool arrays, and `False` for leaves that have none."""
+    return tree.replace(params, {**dict.fromkeys(tree.leaves(params), False), **by_path(params, state)})
+
+
+def _either(a, b):
+    return b if a is False else a if b is False else a | b
 
 
 def _zero(gone, values):

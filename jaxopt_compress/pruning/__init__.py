@@ -1,16 +1,40 @@
-"""Pruning: criteria, exact selection, and the transform that masks."""
+"""Pruning: criteria, patterns, allocation over layers, exact selection, and the transforms that mask."""
 
+from jaxopt_compress.pruning.accumulate import accumulate as accumulate
+from jaxopt_compress.pruning.accumulate import movement_pruning as movement_pruning
+from jaxopt_compress.pruning.allocation import er as er
+from jaxopt_compress.pruning.allocation import erk as erk
+from jaxopt_compress.pruning.allocation import uniform as uniform
+from jaxopt_compress.pruning.channel_criteria import gate as gate
+from jaxopt_compress.pruning.channel_criteria import geometric_median as geometric_median
+from jaxopt_compress.pruning.channel_criteria import normalization_scale as normalization_scale
 from jaxopt_compress.pruning.criteria import elementwise as elementwise
-from jaxopt_compress.pruning.criteria import gate as gate
-from jaxopt_compress.pruning.criteria import geometric_median as geometric_median
+from jaxopt_compress.pruning.criteria import gradient as gradient
 from jaxopt_compress.pruning.criteria import lamp as lamp
 from jaxopt_compress.pruning.criteria import magnitude as magnitude
+from jaxopt_compress.pruning.criteria import movement as movement
 from jaxopt_compress.pruning.criteria import obd as obd
 from jaxopt_compress.pruning.criteria import random as random
+from jaxopt_compress.pruning.criteria import snip as snip
 from jaxopt_compress.pruning.criteria import taylor as taylor
 from jaxopt_compress.pruning.criteria import wanda as wanda
+from jaxopt_compress.pruning.dynamic import regrow as regrow
+from jaxopt_compress.pruning.dynamic import rigl as rigl
+from jaxopt_compress.pruning.dynamic import set_ as set_
+from jaxopt_compress.pruning.dynamic import static as static
+from jaxopt_compress.pruning.patterns import Pattern as Pattern
+from jaxopt_compress.pruning.patterns import blocks as blocks
+from jaxopt_compress.pruning.patterns import channels as channels
+from jaxopt_compress.pruning.patterns import heads as heads
+from jaxopt_compress.pruning.patterns import n_of_m as n_of_m
+from jaxopt_compress.pruning.patterns import norm as norm
+from jaxopt_compress.pruning.patterns import unstructured as unstructured
+from jaxopt_compress.pruning.patterns import within as within
+from jaxopt_compress.pruning.penalties import distance as distance
 from jaxopt_compress.pruning.prune import prune as prune
 from jaxopt_compress.pruning.sensitivity import fisher as fisher
 from jaxopt_compress.pruning.sensitivity import grasp as grasp
 from jaxopt_compress.pruning.sensitivity import settle as settle
 from jaxopt_compress.pruning.sensitivity import synflow as synflow
+from jaxopt_compress.pruning.tickets import find_ticket as find_ticket
+from jaxopt_compress.pruning.top_kast import top_kast as top_kast

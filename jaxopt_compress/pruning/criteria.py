@@ -5,8 +5,6 @@ what the caller gave to `update` (`step`, `grads`, `stats`, ...).
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +79,44 @@ def taylor(params, *, grads=None, **extra):
       ValueError: `grads` is missing.
     """
     del extra
-    return jax.tree.map(lambda w, g: jnp.abs(w * g), params, _needed("taylor", grads=grads))
+    return jax.tree.map(lambda w, g: jnp.abs(_product(w, g)), params, needed("taylor", grads=grads))
+
+
+snip = taylor  # under the name of the paper that takes the gradient of one batch at initialization
+
+
+@elementwise
+def movement(params, *, grads=None, **extra):
+    """Score each weight by how fast it moves away from zero, `-w * g` (Sanh et al., 2020, "Movement pruning").
+
+    To be summed over steps, with `accumulate`; `movement_pruning` is the whole method.
+
+    Args:
+      params: any pytree of arrays.
+      grads: the gradient of the loss, in the structure of `params`.
+      **extra: ignored.
+
+    Raises:
+      ValueError: `grads` is missing.
+    """
+    del extra
+    return jax.tree.map(lambda w, g: -_product(w, g), params, needed("movement", grads=grads))
+
+
+@elementwise
+def gradient(params, *, grads=None, **extra):
+    """Score each weight by the magnitude of its gradient: which absent ones should grow (Evci et al., 2020).
+
+    Args:
+      params: any pytree of arrays.
+      grads: the gradient of the loss, that of absent weights included, in the structure of `params`.
+      **extra: ignored.
+
+    Raises:
+      ValueError: `grads` is missing.
+    """
+    del extra
+    return jax.tree.map(lambda w, g: jnp.abs(g), params, needed("gradient", grads=grads))
 
 
 @elementwise
@@ -99,7 +134,7 @@ def obd(params, *, curvature=None, **extra):
       ValueError: `curvature` is missing.
     """
     del extra
-    return jax.tree.map(lambda w, h: h * w * w / 2, params, _needed("obd", curvature=curvature))
+    return jax.tree.map(lambda w, h: _product(h, w) * w / 2, params, needed("obd", curvature=curvature))
 
 
 def wanda(params, *, stats=None, **extra):
@@ -117,12 +152,12 @@ def wanda(params, *, stats=None, **extra):
       ValueError: `stats` is missing, or a norm has another shape than the inputs of its weight.
     """
     del extra
-    norms, scores = tree.leaves(_needed("wanda", stats=stats)), {}
+    norms, scores = tree.leaves(needed("wanda", stats=stats)), {}
     for path, w in tree.weights(params).items():
         if path not in norms or norms[path].shape != w.shape[:-1]:
             got = norms[path].shape if path in norms else None
             raise ValueError(f"`wanda`: `stats` of {path!r} have the shape of its inputs, {w.shape[:-1]}; got {got}.")
-        scores[path] = jnp.abs(w) * norms[path][..., None]
+        scores[path] = jnp.abs(_product(w, norms[path][..., None]))
     return tree.replace(params, scores)
 
 
@@ -146,72 +181,12 @@ def _share(w: jax.Array) -> jax.Array:
     return jnp.zeros_like(squares).at[order].set(shares).reshape(w.shape)
 
 
-def gate(axis: int = -1) -> Callable:
-    """Score each channel by the squared change of the loss when a gate on it closes, `(sum of w * g)^2`.
-
-    The gate form of the Taylor criterion (Molchanov et al., 2019): the products are summed over the channel before
-    the square, as one gate moves all of them. Every entry of a channel gets the channel's score.
-
-    Args:
-      axis: the channel axis, the last by default: output channels of Dense and Conv kernels.
-
-    Returns:
-      A criterion that needs `grads`.
-    """
-
-    def criterion(params, *, grads=None, **extra):
-        del extra
-        products = jax.tree.map(jnp.multiply, params, _needed("gate", grads=grads))
-        return _each_weight("gate", axis, lambda x: jnp.square(_sum_channels(x, axis)), products)
-
-    return criterion
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Multiply in float32: a product of two small float16 numbers is often zero."""
+    return jnp.asarray(a, jnp.float32) * jnp.asarray(b, jnp.float32)
 
 
-def geometric_median(axis: int = -1) -> Callable:
-    """Score each channel by its summed distance to the others of its leaf (FPGM; He et al., 2019).
-
-    The channel nearest to the geometric median of all is the one that the others can best replace. Every entry of a
-    channel gets the channel's score.
-
-    Args:
-      axis: the channel axis, the last by default.
-    """
-
-    def criterion(params, **extra):
-        del extra
-        return _each_weight("geometric_median", axis, partial(_distances, axis=axis), params)
-
-    return criterion
-
-
-def _distances(w: jax.Array, axis: int) -> jax.Array:
-    channels = jnp.moveaxis(w.astype(jnp.float32), axis, 0).reshape(w.shape[axis], -1)
-    # One channel at a time: `|a|^2 + |b|^2 - 2ab` would cancel for channels that are close, the ones that matter.
-    sums = jax.lax.map(lambda c: jnp.sum(jnp.linalg.norm(channels - c[None], axis=1)), channels)
-    return _along(sums, w.shape, axis)
-
-
-def _sum_channels(x: jax.Array, axis: int) -> jax.Array:
-    others = tuple(a for a in range(x.ndim) if a != axis % x.ndim)
-    return jnp.broadcast_to(jnp.sum(x.astype(jnp.float32), axis=others, keepdims=True), x.shape)
-
-
-def _along(values: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Array:
-    """Spread one value a channel over an array of the given shape."""
-    return jnp.broadcast_to(
-        jnp.expand_dims(values, tuple(a for a in range(len(shape)) if a != axis % len(shape))), shape
-    )
-
-
-def _each_weight(name: str, axis: int, score: Callable[[jax.Array], jax.Array], params) -> Any:
-    weights = tree.weights(params)
-    for path, w in weights.items():
-        if not -w.ndim <= axis < w.ndim:
-            raise ValueError(f"`{name}({axis})`: the weight has that axis; {path!r} is of shape {w.shape}.")
-    return tree.replace(params, {path: score(w) for path, w in weights.items()})
-
-
-def _needed(name: str, **given):
+def needed(name: str, **given):
     """Return the one extra that a criterion lives on, or say which is missing."""
     ((extra, value),) = given.items()
     if value is None:

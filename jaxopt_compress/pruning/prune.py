@@ -1,23 +1,28 @@
 """Threshold pruning as a parameter transform."""
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import jax
-import jax.numpy as jnp
-import optax
 
 from jaxopt_compress import tree
 from jaxopt_compress.core import ParamTransform
-from jaxopt_compress.pruning import bits, counting
-from jaxopt_compress.pruning.ranking import top_k_masks
+from jaxopt_compress.pruning import choosing, masks, scoring
+from jaxopt_compress.pruning.allocation import Allocation
+from jaxopt_compress.pruning.choosing import Sparsity
+from jaxopt_compress.pruning.patterns import Pattern, unstructured
+from jaxopt_compress.pruning.scoring import Criterion
+from jaxopt_compress.pruning.search import counting
 
-Criterion = Callable[..., Any]
-MOST = 2**31 - 1  # entries ranked together: counts are int32
 
-
-def prune(criterion: Criterion, sparsity: float | optax.Schedule, *, scope: str = "layer") -> ParamTransform:
+def prune(
+    criterion: Criterion,
+    sparsity: Sparsity | Mapping[str, Sparsity] | None = None,
+    *,
+    pattern: Pattern = unstructured,
+    scope: str = "layer",
+    allocation: Allocation | None = None,
+    minimum: float = 0.0,
+    packed: bool = True,
+) -> ParamTransform:
     """Set the lowest-scoring weights to exact zero, the same fraction in every leaf or over all leaves together.
 
     The state holds one mask for each leaf, one bit a weight, all ones at first; `update` draws the masks anew, so a
@@ -27,18 +32,28 @@ def prune(criterion: Criterion, sparsity: float | optax.Schedule, *, scope: str 
 
     The number of zeros is `round(sparsity * size)`, exactly, ties included: of equal scores those with the higher
     index go first, as in a stable descending argsort. With a schedule the product is taken in float32. The gradual
-    schedule of Zhu & Gupta is `optax.polynomial_schedule(0.0, final, power=3, ...)`.
+    schedule of Zhu & Gupta is `optax.polynomial_schedule(0.0, final, power=3, ...)`; one that goes to zero and back,
+    by `optax.join_schedules`, is AC/DC (Peste et al., 2021).
 
     Args:
       criterion: `(params, *, step, **extra) -> scores`, such as `magnitude`; the lowest scores are pruned.
-      sparsity: the fraction of zeros in [0, 1], or an Optax schedule of it.
+      sparsity: the fraction of zeros in [0, 1], or an Optax schedule of it, or either by glob such as
+        `{"**/head/kernel": 0.5, "**": 0.9}`, of which the first that matches a leaf counts. Not needed with a pattern
+        that fixes it.
+      pattern: what is removed as one and compared with what: single weights, `n_of_m(2, 4)`, `blocks(64, 64)`,
+        `channels()`, ... All counts are of its units.
       scope: "layer" (the fraction holds in each leaf) or "global" (one ranking of all leaves).
+      allocation: how dense leaves are relative to one another, `(path, shape) -> number`, such as `erk`; the fraction
+        then holds over all leaves, exactly.
+      minimum: with `scope="global"`, the fraction of each leaf that stays in any case.
+      packed: one bit a unit in the state, or one byte.
 
     Returns:
       A transform whose state is keyed by path.
 
     Raises:
-      ValueError: a sparsity outside [0, 1], an unknown scope, or more than 2^31 - 1 weights ranked together.
+      ValueError: a sparsity or minimum outside [0, 1], an unknown scope, arguments that contradict each other; (when
+        first traced) a leaf that the pattern does not fit, or more than 2^31 - 1 weights ranked together.
 
     Example:
       >>> from jaxopt_compress.pruning import magnitude
@@ -49,86 +64,73 @@ def prune(criterion: Criterion, sparsity: float | optax.Schedule, *, scope: str 
 
     Reference: Zhu & Gupta, "To prune, or not to prune", 2017; Han et al., 2015.
     """
-    if not callable(sparsity) and isinstance(sparsity, (int, float)) and not 0 <= sparsity <= 1:
-        raise ValueError(f"`prune`: `sparsity` is the fraction of zeros, in [0, 1]; got {sparsity}.")
-    if scope not in ("layer", "global"):
-        raise ValueError(f'`prune`: `scope` is "layer" or "global"; got {scope!r}.')
-
-    def init(params):
-        return tree.Selection((path, _all_ones(w)) for path, w in tree.weights(params).items())
-
-    def apply(params, state):
-        return tree.replace(
-            params, {path: bits.keep_packed(w, state[path]) for path, w in tree.weights(params).items()}
-        )
-
-    def apply_held(params, state):
-        return tree.replace(params, {path: bits.learn_kept(w, state[path]) for path, w in tree.weights(params).items()})
+    target = _the_sparsity(sparsity, pattern)
+    _refuse_contradictions(target, pattern, scope, allocation, minimum)
 
     def update(params, state, *, step, **extra):
         del state
-        fraction = sparsity(step) if callable(sparsity) else sparsity
-        operands, score = _operands(criterion, params, {"step": step, **extra})
-        masks = _rank(operands, score, fraction, scope)
-        return tree.Selection((path, bits.pack(mask)) for path, mask in masks.items())
+        asked = choosing.fractions(target, params, step)
+        ranked, score = scoring.operands(criterion, params, {"step": step, **extra}, pattern)
+        if scope == "global" and ranked:
+            found = choosing.top_together(ranked, score, next(iter(asked.values())), minimum)
+            return masks.stored(found, packed)
+        shapes = {path: w.shape for path, w in tree.weights(params).items()}
+        sizes = {path: counting.size(x) for path, x in ranked.items()}
+        kept = choosing.kept_of_leaves(asked, sizes, shapes, allocation)
+        if pattern.rank:
+            found = choosing.by_groups(ranked, pattern.rank, asked, kept if allocation else None)
+        else:
+            found = choosing.top(ranked, score, kept)
+        return masks.stored(found, packed)
+
+    return masked(pattern, packed, update)
+
+
+def masked(pattern: Pattern, packed: bool, update: Callable) -> ParamTransform:
+    """Make the transform of an `update` whose state is masks, by path, all ones at first."""
+
+    def lift(fn):
+        def over_tree(params, state):
+            return tree.replace(params, {path: fn(w, state[path], pattern) for path, w in tree.weights(params).items()})
+
+        return over_tree
 
     def removed(params, state):
-        return {path: ~bits.unpack(state[path], w) for path, w in tree.weights(params).items()}
+        return {path: ~masks.whole(w, state[path], pattern) for path, w in tree.weights(params).items()}
 
-    return ParamTransform(init, apply, update, encode=apply, removed=removed, apply_held=apply_held)
-
-
-def _all_ones(w: jax.Array) -> jax.Array:
-    """Return a packed mask of ones, computed from `w` so that it takes the sharding of `w`."""
-    return bits.pack((w == w) | (w != w))
-
-
-def _operands(criterion: Criterion, params, extra: dict[str, Any]) -> tuple[dict[str, Any], Callable]:
-    """Return what to rank, by path, and how to score it; elementwise criteria are scored a tile at a time."""
-    if not getattr(criterion, "elementwise", False):
-        scores = tree.leaves(criterion(params, **extra))
-        return {path: scores[path] for path in tree.weights(params)}, _itself
-    alike = {k: tree.leaves(v) for k, v in extra.items() if _shapes(v) == _shapes(params)}
-    operands = {path: (w, {k: v[path] for k, v in alike.items()}) for path, w in tree.weights(params).items()}
-    return operands, _scorer(criterion)
+    return ParamTransform(
+        init=lambda params: masks.ones(params, pattern, packed),
+        apply=lift(masks.keep),
+        update=update,
+        encode=lift(masks.keep),
+        removed=removed,
+        apply_held=lift(masks.learn_kept),
+    )
 
 
-def _shapes(params) -> Any:
-    """Return structure and shapes: the step is no array beside the weight where the parameters are a bare leaf."""
-    return jax.tree.structure(params), [getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(params)]
-
-
-def _itself(scores: jax.Array) -> jax.Array:
-    return scores
-
-
-@lru_cache(maxsize=64)  # one function object for a criterion, so that the compiled ranking is found again
-def _scorer(criterion: Criterion) -> Callable:
-    return lambda operand: criterion(operand[0], **operand[1])
-
-
-def _rank(operands: dict[str, Any], score: Callable, fraction, scope: str) -> dict[str, jax.Array]:
-    groups = [list(operands)] if scope == "global" else [[path] for path in operands]
-    masks = {}
-    for group in groups:
-        masks |= zip(group, _top([operands[path] for path in group], score, fraction, group), strict=True)
-    return masks
-
-
-def _top(operands: Sequence[Any], score: Callable, fraction, paths: list[str]) -> list[jax.Array]:
-    total = sum(map(counting.size, operands))
-    if total > MOST:
+def _the_sparsity(sparsity: Any, pattern: Pattern) -> Any:
+    if (sparsity is None) == (pattern.sparsity is None):
         raise ValueError(
-            f"`prune`: at most {MOST} weights can be ranked together; got {total} in {paths[0]!r}"
-            f'{" and others" * (len(paths) > 1)}. Use `stacked` for layers on a leading axis, or scope="layer".'
+            "`prune`: `sparsity` is given, or fixed by the pattern, and not both; "
+            f"got {sparsity} and a pattern with {pattern.sparsity}."
         )
-    if total == 0:
-        return [jnp.ones(counting.shape(operand), bool) for operand in operands]
-    return top_k_masks(operands, total - _zeros(fraction, total), score)
+    return pattern.sparsity if sparsity is None else sparsity
 
 
-def _zeros(fraction, total: int):
-    if isinstance(fraction, (int, float)):
-        return round(fraction * total)
-    zeros = jnp.round(jnp.asarray(fraction, jnp.float32) * total).astype(jnp.int32)
-    return jnp.clip(zeros, 0, total)
+def _refuse_contradictions(sparsity: Any, pattern: Pattern, scope: str, allocation: Any, minimum: float) -> None:
+    for value in sparsity.values() if isinstance(sparsity, Mapping) else (sparsity,):
+        if isinstance(value, (int, float)) and not 0 <= value <= 1:
+            raise ValueError(f"`prune`: `sparsity` is the fraction of zeros, in [0, 1]; got {value}.")
+    if scope not in ("layer", "global"):
+        raise ValueError(f'`prune`: `scope` is "layer" or "global"; got {scope!r}.')
+    if not 0 <= minimum <= 1 or (minimum and scope != "global"):
+        raise ValueError(
+            f'`prune`: `minimum` is a fraction in [0, 1], for scope="global"; got {minimum} and scope={scope!r}.'
+        )
+    if scope == "global" and (allocation or pattern.rank or isinstance(sparsity, Mapping)):
+        raise ValueError(
+            '`prune`: scope="global" ranks all leaves together; it takes no allocation, no sparsity by glob and no '
+            "pattern with groups of its own."
+        )
+    if allocation and isinstance(sparsity, Mapping):
+        raise ValueError("`prune`: an allocation shares one sparsity among leaves; got one by glob beside it.")

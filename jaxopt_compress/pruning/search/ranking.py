@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.pruning import candidates, counting, cutting, probing
+from jaxopt_compress.pruning.search import candidates, counting, cutting, probing
 
+OUTSIDE, NAN = 0, 1  # the keys of what is not to be ranked at all, and of NaN; those of numbers start far above
 ZERO = 1 << 31  # the key of 0.0
 END = 0xFF80_0001  # one past the key of +inf
 
@@ -23,14 +24,22 @@ END = 0xFF80_0001  # one past the key of +inf
 def ordered_keys(scores: jax.Array) -> jax.Array:
     """Map scores to uint32 keys with the order of the scores.
 
-    `-0.0` equals `0.0`, and NaN ranks below everything: a weight whose score is not a number is pruned first.
+    `-0.0` equals `0.0`, and NaN ranks below every number: a weight whose score is not a number is pruned first. What
+    are keys already, unsigned integers, stay as they are.
     """
+    if jnp.issubdtype(scores.dtype, jnp.unsignedinteger):
+        return scores
     scores = scores.astype(jnp.float32)
     bits = jax.lax.bitcast_convert_type(scores, jnp.int32)
     flip = (bits >> 31).astype(jnp.uint32) | jnp.uint32(ZERO)  # all bits of a negative number, the sign of others
     keys = bits.astype(jnp.uint32) ^ flip
     keys = jnp.where(keys == ZERO - 1, jnp.uint32(ZERO), keys)  # -0.0; `scores == 0` would flush subnormals on CPU
-    return jnp.where(jnp.isnan(scores), jnp.uint32(0), keys)
+    return jnp.where(jnp.isnan(scores), jnp.uint32(NAN), keys)
+
+
+def keys_among(mask: jax.Array, scores: jax.Array) -> jax.Array:
+    """Map scores to keys such that entries outside the mask rank below all inside it, NaN included."""
+    return jnp.where(mask, ordered_keys(scores), jnp.uint32(OUTSIDE))
 
 
 @partial(jax.jit, static_argnames=("score",))
@@ -56,12 +65,17 @@ def top_k_masks(operands: Sequence[Any], k, score: Callable[[Any], jax.Array]) -
 
     cut = _find_cut(tuple(operands), key, jnp.asarray(k, jnp.int32))
     firsts = counting.starts(operands)
-    return [_mask(operand, key, first, cut) for operand, first in zip(operands, firsts, strict=True)]
+    return [mask(operand, key, first, cut) for operand, first in zip(operands, firsts, strict=True)]
+
+
+def spread_out() -> bool:
+    """Tell whether arrays may lie on several devices, whether those of this process or of a mesh compiled for."""
+    return jax.device_count() > 1 or jax.sharding.get_abstract_mesh().size > 1
 
 
 def _find_cut(operands, key: counting.KeyFn, k: jax.Array) -> cutting.Cut:
     """Search in the way of the platform. Samples and tiles are for one device: they would gather a sharded array."""
-    if jax.device_count() > 1 or jax.sharding.get_abstract_mesh().size > 1:  # a mesh may be of devices not here
+    if spread_out():
         return _cut_spread(operands, key, k)
     return jax.lax.platform_dependent(
         operands,
@@ -72,7 +86,8 @@ def _find_cut(operands, key: counting.KeyFn, k: jax.Array) -> cutting.Cut:
     )
 
 
-def _mask(operand, key: counting.KeyFn, first: int, cut: cutting.Cut) -> jax.Array:
+def mask(operand, key: counting.KeyFn, first: int, cut: cutting.Cut) -> jax.Array:
+    """Mark what a cut keeps of an array whose first entry has the index `first` among all."""
     index = counting.flat_index(counting.shape(operand), first)
     keys = key(operand, index)
     return (keys > cut.threshold) | ((keys == cut.threshold) & (index < cut.limit))

@@ -12,7 +12,7 @@ from math import prod
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.pruning import counting
+from jaxopt_compress.pruning.search import counting
 
 GROUPS = (128, 64)  # rows that share slots; whole tiles of a TPU, so that the split of the rows moves nothing
 SLOTS = 8  # a group. At most 0.9 candidates a group, on average, from a sample of 2^17: one group in 10^6 has more

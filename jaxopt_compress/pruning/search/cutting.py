@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.pruning import probing
+from jaxopt_compress.pruning.search import probing
 
 ReadFn = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
 
