@@ -1,5 +1,6 @@
 """Dynamic sparse training: networks that are sparse from the first step, and move their weights about."""
 
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -72,10 +73,7 @@ def regrow(
         if isinstance(value, (int, float)) and not 0 <= value <= 1:
             raise ValueError(f"`regrow`: `{name}` is a fraction, in [0, 1]; got {value}.")
 
-    def counts(params, step):
-        shapes = {path: w.shape for path, w in tree.weights(params).items()}
-        sizes = {path: prod(shape) for path, shape in shapes.items()}
-        return choosing.kept_of_leaves(choosing.fractions(sparsity, params, step), sizes, shapes, allocation)
+    counts = partial(_counts, sparsity, allocation)
 
     def init(params):
         nothing = {path: (w != w) & (w == w) for path, w in tree.weights(params).items()}  # in the sharding of `w`
@@ -85,21 +83,18 @@ def regrow(
 
     def update(params, state, *, step, **extra):
         extra, number = {"step": step, **extra}, counts(params, step)
-        present = _whole(params, state.masks)
-        moving = fraction(step) if callable(fraction) else fraction
-        staying = {path: n - zeros_of(moving, n) for path, n in number.items()}
-        if callable(sparsity):
-            staying = {path: jnp.minimum(n, jnp.sum(present[path], dtype=jnp.int32)) for path, n in staying.items()}
-        missing = {path: number[path] - n for path, n in staying.items()}
-        absent = {path: ~mask for path, mask in present.items()}
+        absent = {path: ~mask for path, mask in _whole(params, state.masks).items()}
+        staying = _how_many_stay(number, fraction(step) if callable(fraction) else fraction)
+        if callable(sparsity):  # fewer may be there than are to stay
+            staying = {path: jnp.minimum(n, jnp.sum(~absent[path], dtype=jnp.int32)) for path, n in staying.items()}
         stay = choosing.top(*scoring.beside(absent, *scoring.operands(drop, params, extra)), staying)
+        missing = {path: number[path] - n for path, n in staying.items()}
         if grow is None:
             now = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(key)), step)
             new = _draw(stay, missing, now)
         else:
             new = choosing.top(*scoring.beside(stay, *scoring.operands(grow, params, extra)), missing)
-        found = {path: stay[path] | new[path] for path in stay}
-        return RegrowState(state.key, masks.stored(found, packed))
+        return state._replace(masks=masks.stored({path: stay[path] | new[path] for path in stay}, packed))
 
     t = _of_masks(masked(unstructured, packed, keep))._replace(init=init, update=update)
     return t if grow is None else dense_backward(t)
@@ -154,6 +149,16 @@ def _of_masks(t: ParamTransform) -> ParamTransform:
     return t._replace(
         apply=lift(t.apply), encode=lift(t.encode), removed=lift(t.removed), apply_held=lift(t.apply_held)
     )
+
+
+def _counts(sparsity: Fraction, allocation: Allocation | None, params: Any, step: Any) -> dict[str, Any]:
+    shapes = {path: w.shape for path, w in tree.weights(params).items()}
+    sizes = {path: prod(shape) for path, shape in shapes.items()}
+    return choosing.kept_of_leaves(choosing.fractions(sparsity, params, step), sizes, shapes, allocation)
+
+
+def _how_many_stay(number: dict[str, Any], moving: Any) -> dict[str, Any]:
+    return {path: n - zeros_of(moving, n) for path, n in number.items()}
 
 
 def _whole(params: Any, stored: tree.Selection) -> dict[str, jax.Array]:
