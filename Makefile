@@ -27,7 +27,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.dev  ## every benchmark in its quick form
-	for name in mask_update train_step tpu_aot; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	for name in mask_update train_step refresh_step tpu_aot; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -74,10 +74,11 @@ def abstract(on: Mesh, tree: Any, specs: Any = None) -> Any:
     )
 
 
-def state_specs(state: Any, specs: Any) -> Any:
-    """Lay an optimizer's state out like the parameters whose paths its own end with, but for axes of size one.
+def state_specs(on: Mesh, state: Any, specs: Any) -> Any:
+    """Lay an optimizer's state out like the parameters whose paths its own end with, as far as their shapes allow.
 
     Args:
+      on: the mesh.
       state: shapes, as from `jax.eval_shape(tx.init, params)`.
       specs: a `PartitionSpec` for each parameter.
     """
@@ -88,7 +89,7 @@ def state_specs(state: Any, specs: Any) -> Any:
 
     def lay(path, leaf):
         spec = next((known[name] for name in known if jc.tree.path_str(path).endswith(name)), P())
-        return P(*(axis if size > 1 else None for axis, size in zip(spec, leaf.shape)))
+        return P(*(axis if axis and size % on.shape[axis] == 0 else None for axis, size in zip(spec, leaf.shape)))
 
     return jax.tree_util.tree_map_with_path(lay, state)
 

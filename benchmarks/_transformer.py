@@ -126,18 +126,22 @@ def dense_step(c: Transformer):
 
 
 def compressed_step(c: Transformer, every: int):
-    """Return the optimizer and the compressed training step: masks and scales for each layer of the stack.
+    """Return the optimizer and the step of gradual pruning and int8 weights: masks and scales of each layer."""
+    sparsity = optax.polynomial_schedule(0.0, 0.9, power=3, transition_steps=1_000)
+    prune, int8 = jc.pruning.prune(jc.pruning.magnitude, sparsity), jc.quantization.fake_quantize(8)
+    return transformed_step(c, jc.chain(prune, int8), jc.chain(jc.periodic(jc.stacked(prune), every), jc.stacked(int8)))
+
+
+def transformed_step(c: Transformer, inside: jc.ParamTransform, whole: jc.ParamTransform):
+    """Return the optimizer and the training step with a transform of all layers and its like for one of them.
 
     The transform is applied inside the scan, to a slice of parameters and state; `attach` updates all layers at once.
     """
-    sparsity = optax.polynomial_schedule(0.0, 0.9, power=3, transition_steps=1_000)
-    prune, int8 = jc.pruning.prune(jc.pruning.magnitude, sparsity), jc.quantization.fake_quantize(8)
-    inside = jc.select(KERNELS, jc.chain(prune, int8))
-    whole = jc.select(KERNELS, jc.chain(jc.periodic(jc.stacked(prune), every), jc.stacked(int8)))
-    tx = jc.attach(optax.adam(1e-4), whole)
+    one = jc.select(KERNELS, inside)
+    tx = jc.attach(optax.adam(1e-4), jc.select(KERNELS, whole))
 
     def see(layer, state):
-        return inside.forward({"layers": layer}, state)["layers"]
+        return one.forward({"layers": layer}, state)["layers"]
 
     return tx, partial(_step, c, tx, see, jc.optimizers.compress_state)
 

@@ -176,7 +176,7 @@ def pod(c: _transformer.Transformer, rounds: int = 1) -> dict[str, Any]:
             found.values(), (_transformer.dense_step(c), _transformer.compressed_step(c, EVERY)), strict=True
         ):
             state = jax.eval_shape(tx.init, params)
-            placed = _aot.abstract(on, (params, state), (specs, _aot.state_specs(state, specs)))
+            placed = _aot.abstract(on, (params, state), (specs, _aot.state_specs(on, state, specs)))
             programs.append(_aot.program(on, step, *placed, tokens, donate=(0, 1)))
     dense, ours = (programs[0] for programs in found.values())
     added = ours.collectives - dense.collectives

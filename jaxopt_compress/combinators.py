@@ -94,25 +94,37 @@ def _identity_gradient(t: ParamTransform):
     return lambda params, state: jax.tree.map(estimate, params, t.apply(params, state))
 
 
+LAYERS = "stacked layers"
+
+
 def stacked(t: ParamTransform) -> ParamTransform:
     """Treat the first axis of every leaf as a stack of layers, each transformed on its own.
 
     For models that `lax.scan` (or `nn.scan`) over their layers, whose leaves are `(layers, ...)`: per-layer
     thresholds and per-layer scales. Inside the scan use `t` itself on a slice of parameters and state.
     """
+    each = partial(jax.vmap, axis_name=LAYERS)
 
     def update(params, state, *, step, **extra):
         structure = jax.tree.structure(params)
         alike = {k: v for k, v in extra.items() if jax.tree.structure(v) == structure}
         other = {k: v for k, v in extra.items() if k not in alike}
-        return jax.vmap(lambda p, s, e: t.update(p, s, step=step, **e, **other))(params, state, alike)
+        return each(lambda p, s, e: t.update(p, s, step=step, **e, **other))(params, state, alike)
 
     return ParamTransform(
-        init=jax.vmap(t.init),
-        apply=jax.vmap(t.apply),
+        init=each(t.init),
+        apply=each(t.apply),
         update=update,
-        encode=jax.vmap(t.encode),
-        removed=jax.vmap(t.removed),
-        apply_held=jax.vmap(t.forward),
-        frozen=jax.vmap(t.frozen),
+        encode=each(t.encode),
+        removed=each(t.removed),
+        apply_held=each(t.forward),
+        frozen=each(t.frozen),
     )
+
+
+def layer_number() -> int | jax.Array:
+    """Return which layer of a stack this is, and 0 outside `stacked`: for what has to differ from layer to layer."""
+    try:
+        return jax.lax.axis_index(LAYERS)
+    except NameError:
+        return 0

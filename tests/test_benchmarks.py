@@ -20,13 +20,17 @@ KEYS = {
         "packed_mask_time",
         "compilations",
     },
+    "refresh_step": {"magnitude_refresh_step", "rigl_refresh_step", "set_refresh_step"},
+    "refresh_pod": {"dynamic_pod_memory", "rigl_pod_bytes", "set_pod_bytes"},
     "tpu_aot": {"tpu_step_bytes", "tpu_mask_vs_sort", "pod_memory", "pod_compile"},
 }
 NEEDS_TPU = [pytest.mark.tpu, pytest.mark.skipif(bool(_aot.missing()), reason=str(_aot.missing()))]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(n, marks=NEEDS_TPU if n == "tpu_aot" else ()) for n in KEYS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=NEEDS_TPU if n in ("tpu_aot", "refresh_pod") else ()) for n in KEYS]
+)
 def test_benchmark_prints_its_keys(name, tmp_path):
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(tmp_path / "out.json")]
     environment = {**os.environ, "XLA_FLAGS": ""}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress import tree
+from jaxopt_compress.combinators import layer_number
 
 
 def elementwise(criterion: Callable) -> Callable:
@@ -52,7 +53,7 @@ def random(key: jax.Array) -> Callable:
 
     def criterion(params, *, step=0, **extra):
         del extra
-        now = jax.random.fold_in(key, step)
+        now = jax.random.fold_in(jax.random.fold_in(key, step), layer_number())
         weights = tree.weights(params)
         keys = (jax.random.fold_in(now, number) for number in range(len(weights)))
         return tree.replace(

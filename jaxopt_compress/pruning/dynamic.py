@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxopt_compress import tree
-from jaxopt_compress.combinators import dense_backward
+from jaxopt_compress.combinators import dense_backward, layer_number
 from jaxopt_compress.core import ParamTransform, keep
 from jaxopt_compress.pruning import choosing, masks, scoring
 from jaxopt_compress.pruning.allocation import Allocation, er, erk
@@ -77,7 +77,7 @@ def regrow(
 
     def init(params):
         nothing = {path: (w != w) & (w == w) for path, w in tree.weights(params).items()}  # in the sharding of `w`
-        here, later = jax.random.split(key)  # the state may be donated: it must not hold the key itself
+        here, later = jax.random.split(jax.random.fold_in(key, layer_number()))  # not the key: states are donated
         drawn = _draw(nothing, counts(params, jnp.zeros((), jnp.int32)), here)
         return RegrowState(jax.random.key_data(later), masks.stored(drawn, packed))
 
