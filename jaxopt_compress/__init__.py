@@ -10,6 +10,7 @@ from jaxopt_compress import report as report
 from jaxopt_compress import tree as tree
 from jaxopt_compress.combinators import dense_backward as dense_backward
 from jaxopt_compress.combinators import freezing as freezing
+from jaxopt_compress.combinators import held as held
 from jaxopt_compress.combinators import passthrough as passthrough
 from jaxopt_compress.combinators import periodic as periodic
 from jaxopt_compress.combinators import stacked as stacked

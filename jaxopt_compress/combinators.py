@@ -7,7 +7,7 @@ import jax.core
 import jax.numpy as jnp
 
 from jaxopt_compress import tree
-from jaxopt_compress.core import ParamTransform, nothing_removed
+from jaxopt_compress.core import ParamTransform, State, keep, nothing_removed
 
 
 def periodic(t: ParamTransform, every: int, start: int = 0) -> ParamTransform:
@@ -85,6 +85,14 @@ def freezing(t: ParamTransform) -> ParamTransform:
     `apply` masks as before, at the cost of a masked copy of the weights in every step.
     """
     return t._replace(removed=nothing_removed, apply_held=None, frozen=t.removed)
+
+
+def held(t: ParamTransform, state: State) -> ParamTransform:
+    """Start `t` with a state that is known already, and keep it: masks that were found before training, for good.
+
+    Start the parameters from `t.apply(params, state)`, so that what is removed is zero from the first step.
+    """
+    return t._replace(init=lambda params: jax.tree.map(jnp.copy, state), update=keep)  # a copy: states are donated
 
 
 def _identity_gradient(t: ParamTransform):

@@ -99,6 +99,8 @@ def synflow(forward: Callable, params: Params, example: Any) -> Callable:
 def settle(t: ParamTransform, params: Params, rounds: int, **extra: Any) -> State:
     """Update a transform again and again on what it lets through, before any training.
 
+    To train with what was found, and no other: `attach(tx, held(t, state))`.
+
     Args:
       t: a transform; its schedules see the round as the step, from 0.
       params: the parameters; they stay as they are.

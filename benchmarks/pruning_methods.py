@@ -1,0 +1,179 @@
+"""Does each pruning method beat random pruning? `python -m benchmarks.pruning_methods [--quick] [--out FILE]`.
+
+LeNet-300-100 on Fashion-MNIST: paired seeds (same initialization, same order of images), equal density and equal budget
+within each group, biases dense. Which weights to take at once from a trained net, without retraining; which neurons;
+which masks to find before training; how to train sparsely from scratch; how to prune a trained net while it is tuned.
+Errors are on the test images; choices were made on the validation images, of which `--validation` shows the errors.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+
+import jaxopt_compress as jc
+from benchmarks import _lenet, _methods, harness
+from benchmarks._lenet import Part, Recipe
+from benchmarks._methods import kernels
+
+CALIBRATION = 1000  # images that criteria may look at
+DEEP = (784, *[100] * 6, 10)
+HIDDEN = ("dense_0/kernel", "dense_1/kernel")
+Nets = dict[str, Any]
+
+
+class Bench:
+    """The groups, each a function of a key to the nets that its methods ship; all of a group is one program."""
+
+    def __init__(self, data: _lenet.Parts, epochs: int):
+        self.data, self.recipe = data.train, Recipe(epochs)
+        self.tuning = Recipe(max(epochs // 2, 1), learning_rate=0.02)
+        self.part = jax.tree.map(lambda x: x[:CALIBRATION], data.train)
+
+    def train(self, key: jax.Array, start: Any, t: jc.ParamTransform, recipe: Recipe | None = None, **more: Any) -> Any:
+        """Train from what `t` leaves of `start`, and return what would be shipped."""
+        start = t.apply(start, t.init(start))
+        params, state = _lenet.train(recipe or self.recipe, self.data, jax.random.fold_in(key, 1), start, t, **more)
+        return t.apply(params, state)
+
+    def at_once(self, density: float, key: jax.Array) -> Nets:
+        """Prune a trained net, and do not retrain it."""
+        params = self.train(key, _lenet.init(key), jc.chain())
+        known = _methods.evidence(params, self.part)
+        nets = {"dense": params}
+        for name, make in _methods.at_once(params, self.part, key).items():
+            t = kernels(make(1 - density))
+            nets[name] = t.apply(params, t.update(params, t.init(params), step=0, **known))
+        return nets
+
+    def neurons(self, key: jax.Array) -> Nets:
+        """Prune half of the hidden neurons of a trained net, and do not retrain it."""
+        params = self.train(key, _lenet.init(key), jc.chain())
+        batches = jax.tree.map(lambda x: x.reshape(-1, 100, *x.shape[1:]), self.part)
+        each = jax.lax.map(lambda batch: jax.grad(_lenet.loss)(params, batch), batches)
+        nets = {"dense": params}
+        for name, t in _methods.neurons(key).items():
+            t = jc.select(HIDDEN, t)
+            turn = lambda state, g, t=t: (t.update(params, state, step=0, grads=g), None)  # noqa: E731
+            nets[name] = t.apply(params, jax.lax.scan(turn, t.init(params), each)[0])
+        return nets
+
+    def before(self, density: float, widths: tuple[int, ...], key: jax.Array) -> Nets:
+        """Find masks at initialization, and train with them."""
+        start = _lenet.init(key, widths)
+        methods = _methods.before_training(density, start, self.part, key)
+        return {name: self.train(key, start, kernels(t)) for name, t in methods.items()}
+
+    def scratch(self, density: float, key: jax.Array) -> Nets:
+        """Train sparsely from scratch, or dense at first and sparse in the end."""
+        methods = _methods.from_scratch(density, self.recipe.steps(self.data), key)
+        return {name: self.train(key, _lenet.init(key), kernels(t)) for name, t in methods.items()}
+
+    def uniform_or_erk(self, density: float, key: jax.Array) -> Nets:
+        """Train sparsely with either allocation."""
+        methods = _methods.uniform_or_erk(density, self.recipe.steps(self.data), key)
+        return {name: self.train(key, _lenet.init(key), kernels(t)) for name, t in methods.items()}
+
+    def tuned(self, density: float, key: jax.Array) -> Nets:
+        """Prune a trained net while it is tuned."""
+        params = self.train(key, _lenet.init(key), jc.chain())
+        methods = _methods.while_tuning(density, self.tuning.steps(self.data), key)
+        nets = {name: self.train(key, params, kernels(t), self.tuning) for name, t in methods.items()}
+        return {"dense": params} | nets
+
+    def two_of_four(self, key: jax.Array) -> Nets:
+        """Train with two of every four weights."""
+        nets = {"dense": self.train(key, _lenet.init(key), jc.chain())}
+        for name, (t, rate) in _methods.two_of_four(key).items():
+            t = kernels(t)
+            pull = lambda params, state, t=t, rate=rate: rate * jc.pruning.distance(t, params, state)  # noqa: E731
+            nets[name] = self.train(key, _lenet.init(key), t, penalty=pull)
+        return nets
+
+    def groups(self, quick: bool) -> dict[str, Callable[[jax.Array], Nets]]:
+        """Return all groups; the quick ones are those that train little."""
+        few = {
+            "at once, no retraining, 20 % kept": partial(self.at_once, 0.2),
+            "half of the neurons at once, no retraining": self.neurons,
+        }
+        return (
+            few
+            if quick
+            else {
+                **few,
+                "at once, no retraining, 10 % kept": partial(self.at_once, 0.1),
+                "before training, 5 % kept": partial(self.before, 0.05, _lenet.WIDTHS),
+                "before training, seven layers, 1 % kept": partial(self.before, 0.01, DEEP),
+                "from scratch, 5 % kept": partial(self.scratch, 0.05),
+                "from scratch, 1 % kept": partial(self.scratch, 0.01),
+                "from scratch, 2 % kept, allocations": partial(self.uniform_or_erk, 0.02),
+                "while tuning, 5 % kept": partial(self.tuned, 0.05),
+                "2:4 from scratch": self.two_of_four,
+            }
+        )
+
+
+def run(group: Callable[[jax.Array], Nets], scored: Part, seeds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Return the errors of every method, one a seed, and the layers of the first seed's nets."""
+    compiled = jax.jit(group)
+    errors: dict[str, list[float]] = {}
+    layers: dict[str, Any] = {}
+    for seed in range(seeds):
+        for name, params in compiled(jax.random.key(seed)).items():
+            errors.setdefault(name, []).append(float(_lenet.error(params, scored)))
+            layers.setdefault(name, _lenet.kept(params))
+    return errors, layers
+
+
+def against_random(errors: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """Compare every method with the random one of its kind, seed by seed."""
+    rows = {}
+    for name, values in errors.items():
+        base = f"{name.split()[0]} random" if f"{name.split()[0]} random" in errors else "random"
+        gains = [b - a for a, b in zip(values, errors[base], strict=True)]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        rows[name] = {
+            "error": statistics.mean(values),
+            "deviation": spread,
+            "better by": statistics.mean(gains),
+            "better in": sum(gain > 0 for gain in gains),
+        }
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, the groups without retraining")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--only", help="run the groups whose name contains this")
+    parser.add_argument("--validation", action="store_true", help="train without the validation images and score them")
+    parser.add_argument("--out", help="write the results as JSON")
+    options = parser.parse_args(arguments)
+    seeds, epochs = (1, 1) if options.quick else (options.seeds, options.epochs)
+    data = _lenet.parts("fashion-mnist", whole=not options.validation)
+    groups = Bench(data, epochs).groups(options.quick)
+    found, keys = {}, {}
+    for title, group in groups.items():
+        if options.only and options.only not in title:
+            continue
+        start = time.perf_counter()
+        errors, layers = run(group, data.validation if options.validation else data.test, seeds)
+        rows = against_random(errors)
+        seconds = time.perf_counter() - start
+        found[title] = {"rows": rows, "errors": errors, "kept by layer, first seed": layers, "seconds": seconds}
+        harness.show(
+            f"{title}: error in %, {seeds} paired seeds, {epochs} epochs, {seconds:.0f} s",
+            ("method", "error", "deviation", "better than random by", f"seeds of {seeds} in which"),
+            [(name, *row.values()) for name, row in rows.items()],
+        )
+        keys |= {f"{title}: {name}": row["better by"] for name, row in rows.items() if name != "random"}
+    harness.finish(keys, options.out, groups=found, seeds=list(range(seeds)), recipe=Recipe(epochs)._asdict())
+
+
+if __name__ == "__main__":
+    main()
