@@ -1,5 +1,6 @@
 """What compression did to each leaf: a table for people, with the numbers in it."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,13 @@ class Report:
         """The bytes of all packed arrays; the file adds a manifest of some hundred bytes."""
         return sum(leaf.stored_bytes for leaf in self.leaves)
 
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros in all that the forward pass sees."""
+        sizes = [math.prod(leaf.shape) for leaf in self.leaves]
+        zeros = sum(leaf.sparsity * size for leaf, size in zip(self.leaves, sizes, strict=True))
+        return zeros / max(sum(sizes), 1)
+
     def __str__(self) -> str:
         console = Console(width=110, no_color=True)
         with console.capture() as capture:
@@ -73,7 +81,7 @@ class Report:
         ratio = self.original_bytes / max(self.stored_bytes, 1)
         total = (f"{self.original_bytes:,}", f"{self.stored_bytes:,} ({ratio:.1f}x)")
         table.add_section()
-        table.add_row("total", "", "", "", "", *total)
+        table.add_row("total", "", "", f"{self.sparsity:.1%}", "", *total)
         return table
 
 
