@@ -10,7 +10,16 @@ import pytest
 
 import jaxopt_compress as jc
 from jaxopt_compress import pruning
-from jaxopt_compress.pruning import accumulate, distance, find_ticket, magnitude, movement_pruning, prune, top_kast
+from jaxopt_compress.pruning import (
+    accumulate,
+    distance,
+    find_ticket,
+    magnitude,
+    movement_pruning,
+    prune,
+    surgery,
+    top_kast,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -112,6 +121,22 @@ def test_sr_ste_pulls_masked_weights_towards_zero():
     assert distance(t, {"n": 3}, {}) == 0
 
 
+def test_surgery_prunes_below_a_band_and_restores_above_it():
+    t, w = surgery(magnitude, 0.5, margin=0.2), RNG.permutation(100).astype(np.float32) + 1
+    state, mask = t.init({"w": jnp.asarray(w)}), np.ones(100, bool)
+    for _ in range(5):
+        state = t.update({"w": jnp.asarray(w)}, state, step=0)
+        mask = best(w, 40) | (best(w, 60) & mask)
+        np.testing.assert_array_equal(t.apply({"w": jnp.asarray(w)}, state)["w"], np.where(mask, w, 0))
+        w = w + 20 * RNG.normal(size=100).astype(np.float32) ** 2
+    params, g = {"w": jnp.asarray(w)}, normal(100)
+    np.testing.assert_array_equal(jax.grad(lambda p: jnp.sum(t.apply(p, state)["w"] * g))(params)["w"], g)
+    assert t.removed(params, state) == {}
+    scheduled = surgery(magnitude, lambda step: jnp.float32(0.01), margin=0.5)
+    seen = scheduled.apply(params, scheduled.update(params, scheduled.init(params), step=0))["w"]
+    assert bool((seen != 0).all())  # at most all stay
+
+
 def test_ac_dc_goes_back_to_dense():
     phases = optax.join_schedules([optax.constant_schedule(s) for s in (0.0, 0.75, 0.0, 0.75)], [2, 4, 6])
     t = prune(magnitude, phases)
@@ -151,6 +176,10 @@ def test_a_ticket_is_found_and_rewound_in_one_program():
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"`accumulate`: `decay` is in \[0, 1\]; got 1.1."):
         accumulate(magnitude, 0.5, decay=1.1)
+    with pytest.raises(ValueError, match=r"`surgery`: `margin` is in \[0, 1\); got 1.0."):
+        surgery(magnitude, 0.5, margin=1.0)
+    with pytest.raises(ValueError, match=r"`prune`: `sparsity` is the fraction of zeros, in \[0, 1\]; got 50"):
+        surgery(magnitude, 50)
     with pytest.raises(ValueError, match="`top_kast`: what the forward pass sees learns"):
         top_kast(0.5, 0.8)
     with pytest.raises(ValueError, match="`find_ticket`: `rounds` is at least 1; got 0."):
