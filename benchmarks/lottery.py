@@ -147,7 +147,7 @@ def show(name: str, found: dict[str, Any], seconds: float) -> None:
         for d in found["early"]["tickets"]
     ]
     harness.show(
-        f"lottery tickets, LeNet-300-100 on {name}: test error in %, at early stopping and at the end ({seconds:.0f} s)",
+        f"lottery tickets, LeNet-300-100 on {name}: test error in %, stopped early and at the end ({seconds:.0f} s)",
         ("left", "ticket", "other init", "ticket, end", "other init, end", "ticket stops at", "other stops at"),
         rows,
     )
