@@ -74,11 +74,12 @@ def init(key: jax.Array, widths: tuple[int, ...] = WIDTHS) -> Params:
 
 
 def forward(params: Params, x: jax.Array) -> jax.Array:
-    """Apply the MLP; a layer with a `scale` multiplies its outputs by it, as a normalization layer does."""
+    """Apply the MLP; a layer with a `scale` standardizes its outputs over the batch and multiplies them by it."""
     for i in range(len(params)):
         layer = params[f"dense_{i}"]
-        x = jnp.matmul(x, layer["kernel"], preferred_element_type=jnp.float32) + layer["bias"]
-        x = x * layer.get("scale", 1.0)
+        x = jnp.matmul(x, layer["kernel"], preferred_element_type=jnp.float32)
+        x = jax.nn.standardize(x, axis=0) * layer["scale"] if "scale" in layer else x
+        x = x + layer["bias"]
         x = jax.nn.relu(x) if i < len(params) - 1 else x
     return x
 

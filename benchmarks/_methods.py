@@ -111,12 +111,26 @@ def neurons(key: jax.Array) -> dict[str, jc.ParamTransform]:
     }
 
 
+def scaled_neurons(key: jax.Array) -> dict[str, jc.ParamTransform]:
+    """Return the ways of choosing a half of the hidden neurons of a net whose scales were drawn to zero in training."""
+    kernel, scale, how = "dense_{}/kernel", "dense_{}/scale", {"pattern": p.channels()}
+    slim = p.normalization_scale({kernel.format(i): scale.format(i) for i in (0, 1)})
+    both = [name.format(i) for i in (0, 1) for name in (kernel, scale)]
+    hidden = [kernel.format(i) for i in (0, 1)]
+    return {
+        "random": jc.select(hidden, p.prune(p.random(key), 0.5, **how)),
+        "norm": jc.select(hidden, p.prune(p.magnitude, 0.5, **how)),
+        "normalization scale": jc.select(both, p.prune(slim, 0.5, **how)),
+    }
+
+
 def while_tuning(density: float, steps: int, key: jax.Array) -> dict[str, jc.ParamTransform]:
     """Return the ways of pruning a trained net while it is tuned."""
     schedule, now = gradual(density, steps), partial(jc.periodic, every=EVERY)
     return {
         "random": now(p.prune(p.random(key), schedule)),
         "magnitude": now(p.prune(p.magnitude, schedule)),
+        "surgery": now(p.surgery(p.magnitude, schedule)),
         "movement": p.movement_pruning(schedule, every=EVERY),
         "accumulated Taylor": p.accumulate(p.taylor, schedule, decay=0.99, every=EVERY),
         "straight-through": jc.straight_through(now(p.prune(p.magnitude, schedule))),

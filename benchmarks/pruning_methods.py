@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import jaxopt_compress as jc
 from benchmarks import _lenet, _methods, harness
@@ -62,6 +63,18 @@ class Bench:
             nets[name] = t.apply(params, jax.lax.scan(turn, t.init(params), each)[0])
         return nets
 
+    def scaled_neurons(self, key: jax.Array) -> Nets:
+        """Prune half of the hidden neurons of a net with scales, which an L1 penalty draws to zero in training."""
+        start = _lenet.init(key)
+        scales = {f"dense_{i}": {"scale": jnp.ones(_lenet.WIDTHS[i + 1])} for i in (0, 1)}
+        start |= {name: start[name] | scale for name, scale in scales.items()}
+        pull = lambda params, state: 1e-3 * sum(jnp.sum(jnp.abs(params[name]["scale"])) for name in scales)  # noqa: E731
+        params = self.train(key, start, jc.chain(), penalty=pull)
+        nets = {"dense": params}
+        for name, t in _methods.scaled_neurons(key).items():
+            nets[name] = t.apply(params, t.update(params, t.init(params), step=0))
+        return nets
+
     def before(self, density: float, widths: tuple[int, ...], key: jax.Array) -> Nets:
         """Find masks at initialization, and train with them."""
         start = _lenet.init(key, widths)
@@ -105,6 +118,7 @@ class Bench:
             if quick
             else {
                 **few,
+                "half of the neurons of a net with scales, no retraining": self.scaled_neurons,
                 "at once, no retraining, 10 % kept": partial(self.at_once, 0.1),
                 "before training, 5 % kept": partial(self.before, 0.05, _lenet.WIDTHS),
                 "before training, seven layers, 1 % kept": partial(self.before, 0.01, DEEP),
