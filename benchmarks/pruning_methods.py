@@ -108,17 +108,15 @@ class Bench:
         return nets
 
     def groups(self, quick: bool) -> dict[str, Callable[[jax.Array], Nets]]:
-        """Return all groups; the quick ones are those that train little."""
-        few = {
-            "at once, no retraining, 20 % kept": partial(self.at_once, 0.2),
-            "half of the neurons at once, no retraining": self.neurons,
-        }
+        """Return all groups, or for a quick run the one that compiles fastest."""
+        few = {"half of the neurons at once, no retraining": self.neurons}
         return (
             few
             if quick
             else {
                 **few,
                 "half of the neurons of a net with scales, no retraining": self.scaled_neurons,
+                "at once, no retraining, 20 % kept": partial(self.at_once, 0.2),
                 "at once, no retraining, 10 % kept": partial(self.at_once, 0.1),
                 "before training, 5 % kept": partial(self.before, 0.05, _lenet.WIDTHS),
                 "before training, seven layers, 1 % kept": partial(self.before, 0.01, DEEP),
@@ -161,7 +159,7 @@ def against_random(errors: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, the groups without retraining")
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, one group")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--only", help="run the groups whose name contains this")

@@ -167,6 +167,13 @@ def test_synflow_is_the_flow_through_magnitudes():
     np.testing.assert_allclose(scores(pruning.synflow(forward, NET, X[:1]), PATH, NET), want, rtol=1e-5)
 
 
+def test_fisher_in_chunks_is_the_same():
+    whole = scores(pruning.fisher(loss, NET, (X, Y)), PATH, NET)
+    np.testing.assert_allclose(scores(pruning.fisher(loss, NET, (X, Y), chunk=1), PATH, NET), whole, rtol=1e-5)
+    with pytest.raises(ValueError, match="`fisher`: `chunk` divides the number of examples, 5; got 2."):
+        pruning.fisher(loss, NET, (X, Y), chunk=2)
+
+
 @pytest.mark.parametrize("criterion", ["fisher", "grasp", "synflow"])
 def test_a_criterion_that_needs_the_model_works_under_select(criterion):
     make = {

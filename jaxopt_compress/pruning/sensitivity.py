@@ -18,7 +18,7 @@ from jaxopt_compress.pruning.criteria import magnitude, obd
 LossFn = Callable[..., jax.Array]
 
 
-def fisher(loss_fn: LossFn, params: Params, batch: Any) -> Callable:
+def fisher(loss_fn: LossFn, params: Params, batch: Any, *, chunk: int | None = None) -> Callable:
     """Score each weight by the second-order change of the loss without it, with the Fisher diagonal as curvature.
 
     `f * w^2 / 2`, where `f` is the mean over examples of the squared gradient of one example (the empirical Fisher;
@@ -28,18 +28,31 @@ def fisher(loss_fn: LossFn, params: Params, batch: Any) -> Callable:
     Args:
       loss_fn: `(params, example) -> scalar`, the loss of one example.
       params: those of the whole model.
-      batch: examples stacked on the first axis of every array. The gradients of all are in memory together.
+      batch: examples stacked on the first axis of every array.
+      chunk: of how many examples the gradients are in memory together; all, if left out.
 
     Returns:
       A criterion.
+
+    Raises:
+      ValueError: `chunk` does not divide the number of examples.
     """
+    number = jax.tree.leaves(batch)[0].shape[0]
+    size = chunk or number
+    if size < 1 or number % size:
+        raise ValueError(f"`fisher`: `chunk` divides the number of examples, {number}; got {chunk}.")
+    parts = jax.tree.map(lambda x: jnp.reshape(x, (number // size, size, *x.shape[1:])), batch)
     each = jax.vmap(jax.grad(_of_weights(loss_fn, params)), (None, 0))
 
     def criterion(params, **extra):
         del extra
         weights = dict(tree.weights(params))
-        curvature = jax.tree.map(lambda g: jnp.mean(jnp.square(g), 0), each(weights, batch))
-        return tree.replace(params, obd(weights, curvature=curvature))
+
+        def add(sums, part):
+            return jax.tree.map(lambda s, g: s + jnp.sum(jnp.square(g), 0), sums, each(weights, part)), None
+
+        sums, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, weights), parts)
+        return tree.replace(params, obd(weights, curvature=jax.tree.map(lambda s: s / number, sums)))
 
     return criterion
 
