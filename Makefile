@@ -12,10 +12,10 @@ demo: $(VENV)/.demo  ## the main job: train, compress, save, load in a fresh pro
 	$(BIN)/python -m examples.demo --data $(DATA)
 
 test: $(VENV)/.dev  ## the whole suite, doctests included
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.dev  ## the fast part of the suite
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not tpu"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not tpu"
 
 check: $(VENV)/.dev  ## format, lint, types
 	$(BIN)/ruff format --check .

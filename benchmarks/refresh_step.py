@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", help="write the results as JSON")
     parser.add_argument("--jaxpruner", metavar="PATH", help="a checkout of google-research/jaxpruner")
     options = parser.parse_args(arguments)
-    widths = (256, 512, 512, 10) if options.quick else WIDTHS
+    widths = (256, 512, 10) if options.quick else WIDTHS
     bench = Bench(widths, 128)
     dense = _steps.dense(forward)
     run = lambda state, x, y: dense(state, x, y, None)  # noqa: E731

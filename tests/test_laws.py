@@ -19,9 +19,8 @@ SLOW = pytest.mark.slow
 ROWS = pytest.mark.parametrize(
     "row", [pytest.param(row, id=row.name, marks=[] if row.name in FAST else SLOW) for row in TABLE]
 )
-DTYPES = pytest.mark.parametrize(
-    "dtype", [jnp.float32, jnp.bfloat16, pytest.param(jnp.float16, marks=SLOW)], ids=["f32", "bf16", "f16"]
-)
+DTYPES = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
+IN_F16 = ("prune_layer", "prune_taylor", "n_of_m", "movement", "int8", "int4", "prune_then_int8", "leafwise")
 
 
 def assert_same_bits(left, right):
@@ -75,6 +74,14 @@ def test_fidelity(row, dtype):
     state = state_of(row, p)
     assert_same_bits(jc.decode(t.encode(p, state)), t.apply(p, state))
     assert_same_bits(jc.decode(encode(p, state)), apply(p, state))
+
+
+@SLOW
+@pytest.mark.parametrize("row", [row for row in TABLE if row.name in IN_F16], ids=lambda row: row.name)
+def test_laws_of_values_hold_in_f16(row):
+    test_fidelity(row, jnp.float16)
+    test_shape(row, jnp.float16)
+    test_eager_equals_jit(row, jnp.float16)
 
 
 @ROWS
@@ -214,11 +221,10 @@ def test_chain_is_associative_with_identity(row):
     u = jc.select("**/scale", jc.leafwise(lambda w: jnp.max(w) / 2, lambda w, s: jnp.minimum(w, s)))
     p = params()
     trees = []
-    for c in (jc.chain(jc.chain(t, u), jc.chain()), jc.chain(t, jc.chain(u, jc.chain())), jc.chain(t, u)):
+    for c in (jc.chain(jc.chain(t, u), jc.chain()), jc.chain(jc.chain(), t, jc.chain(u))):
         state = jax.jit(partial(fitted, c))(p)
         trees.append((c.apply(p, state), c.encode(p, state), jax.tree.leaves(state)))
     assert_same_bits(trees[0], trees[1])
-    assert_same_bits(trees[0], trees[2])
 
 
 @ROWS

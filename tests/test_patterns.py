@@ -39,8 +39,8 @@ def best(scores: np.ndarray, number: int) -> np.ndarray:
     return mask.reshape(scores.shape)
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 4), (0, 4), (4, 4), (8, 16), (1, 1)])
-@pytest.mark.parametrize("shape", [(16, 6), (3, 3, 16, 5), (48, 1)])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (0, 4), (8, 16), (1, 1)])
+@pytest.mark.parametrize("shape", [(16, 6), (3, 3, 16, 5)])
 @pytest.mark.parametrize("tied", [False, True])
 def test_n_of_m(n, m, shape, tied):
     w = normal(*shape)
@@ -61,7 +61,7 @@ def test_n_of_m_along_another_axis():
 
 
 @pytest.mark.parametrize("shape", [(40, 6), (300, 5), (3, 3, 8, 5)])
-@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("sparsity", [0.3, 1.0])
 def test_wanda_compares_within_each_output(shape, sparsity):
     w, norms = normal(*shape), np.abs(normal(*shape[:-1]))
     t = prune(pruning.wanda, sparsity, pattern=within())
@@ -72,7 +72,7 @@ def test_wanda_compares_within_each_output(shape, sparsity):
     np.testing.assert_array_equal(mask, np.transpose(want))
 
 
-@pytest.mark.parametrize("rows", [1, 7, 48, 49, 130, 500])
+@pytest.mark.parametrize("rows", [1, 48, 49, 300])
 @pytest.mark.parametrize("spread", [False, True], ids=["bytes", "fused"])
 def test_columns_are_cut_exactly_ties_nan_and_all(rows, spread, monkeypatch):
     monkeypatch.setattr(grouped, "spread_out", lambda: spread)
@@ -162,7 +162,7 @@ def test_different_patterns_for_different_leaves():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=["explicit", "auto"])
-@pytest.mark.parametrize("spec", [P("data", "model"), P(None, ("data", "model")), P("model", None)])
+@pytest.mark.parametrize("spec", [P("data", "model"), P(None, ("data", "model"))])
 @pytest.mark.parametrize(
     "pattern", [blocks(2, 2), channels(), channels(-2, 2), heads(4), within(4), within(), pruning.unstructured]
 )

@@ -56,6 +56,7 @@ def prune(
         first traced) a leaf that the pattern does not fit, or more than 2^31 - 1 weights ranked together.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from jaxopt_compress.pruning import magnitude
       >>> t = prune(magnitude, 0.5)
       >>> params = {"w": jnp.array([3.0, -1.0, 0.5, -2.0])}
