@@ -26,8 +26,8 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev  ## every benchmark in its quick form
-	for name in mask_update train_step refresh_step tpu_aot; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+bench: $(VENV)/.dev  ## every benchmark that needs no data set, in its quick form
+	for name in mask_update train_step refresh_step refresh_pod shards tpu_aot; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -22,13 +22,14 @@ KEYS = {
         "compilations",
     },
     "pruning_methods": {"half of the neurons at once, no retraining: gate"},
+    "lottery": {"best_ticket_at", "gain_at_17", "ticket_as_good_down_to", "other_initialization_worse_from"},
     "density_error": {"error_at_0.05", "error_at_1"},
     "shards": {"masks_equal", "widest_gather_8", "rigl_refresh_8"},
     "refresh_step": {"magnitude_refresh_step", "rigl_refresh_step", "set_refresh_step"},
     "refresh_pod": {"dynamic_pod_memory", "rigl_pod_bytes", "dynamic_pod_wires"},
     "tpu_aot": {"tpu_step_bytes", "tpu_mask_vs_sort", "pod_memory", "pod_compile"},
 }
-NEEDS_DATA = ("pruning_methods", "density_error")
+NEEDS_DATA = ("pruning_methods", "density_error", "lottery")
 
 
 def has_data() -> bool:

@@ -1,5 +1,6 @@
 """The real TPU compiler, without a TPU: every transform and the whole step compile for a chip and for a pod."""
 
+import math
 from types import SimpleNamespace
 
 import jax
@@ -50,7 +51,11 @@ def test_every_transform_compiles_for_a_pod_and_gathers_no_parameter(row):
     specs = {"block": {"kernel": P("data", "model"), "bias": P("model")}, "embed": {"embedding": P("model", "data")}}
     program = _aot.program(on, everything(row), _aot.abstract(on, shapes, specs))
     for kind, shape in program.collectives:
-        assert sum(n > 1 for n in shape) <= 1, (kind, shape)  # a number, or one for each channel
+        if (row.name, kind) == ("heads", "collective-permute"):  # four heads on sixteen chips: numbers change places
+            assert math.prod(shape) <= 4
+            continue
+        assert kind == "all-reduce", (kind, shape)
+        assert len(shape) <= 1, (kind, shape)
 
 
 @pytest.mark.parametrize("chips", tpu_aot.CHIPS)
@@ -70,7 +75,8 @@ def flipped(params, state, **extra):
     return jax.tree.map(jnp.invert, state)
 
 
-@pytest.mark.parametrize(("cheap", "quantized"), [(False, True), (True, False)], ids=["ranked-int8", "flipped-alone"])
+@pytest.mark.parametrize("quantized", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["alone", "int8"])
+@pytest.mark.parametrize("cheap", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["ranked", "flipped"])
 def test_a_donated_mask_that_is_refreshed_in_a_step_compiles(cheap, quantized):
     """The order of reads and writes once made the compiler find a cycle."""
     prune = jc.pruning.prune(own_criterion, 0.5)

@@ -1,6 +1,5 @@
 """Criteria with a memory: scores that are summed over steps before they prune."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ from jaxopt_compress.combinators import dense_backward, freezing, periodic
 from jaxopt_compress.core import ParamTransform
 from jaxopt_compress.pruning.choosing import Sparsity
 from jaxopt_compress.pruning.criteria import elementwise, movement
-from jaxopt_compress.pruning.prune import prune
+from jaxopt_compress.pruning.prune import of_masks, prune
 from jaxopt_compress.pruning.scoring import Criterion
 
 
@@ -70,14 +69,7 @@ def accumulate(
         masks = inner.update(params, state.masks, step=step, accumulated=tree.replace(params, scores))
         return AccumulateState(tree.Selection(scores), masks)
 
-    return ParamTransform(
-        init,
-        _of_masks(inner.apply),
-        update,
-        _of_masks(inner.encode),
-        _of_masks(inner.removed),
-        _of_masks(inner.forward),
-    )
+    return of_masks(inner)._replace(init=init, update=update)
 
 
 def movement_pruning(sparsity: Sparsity, *, every: int = 1, start: int = 0, **how: Any) -> ParamTransform:
@@ -107,7 +99,3 @@ def _add(a: jax.Array, b: jax.Array) -> jax.Array:
     """Add what may be products in float32; compiled into one fused multiply-add they would round differently."""
     a, b = (jnp.where(x != 0, x, 0) for x in (a, b.astype(jnp.float32)))
     return a + b
-
-
-def _of_masks(fn: Callable) -> Callable:
-    return lambda params, state: fn(params, state.masks)

@@ -16,7 +16,7 @@ from jaxopt_compress.pruning.allocation import Allocation, er, erk
 from jaxopt_compress.pruning.counts import zeros_of
 from jaxopt_compress.pruning.criteria import gradient, magnitude
 from jaxopt_compress.pruning.patterns import unstructured
-from jaxopt_compress.pruning.prune import masked
+from jaxopt_compress.pruning.prune import masked, of_masks
 from jaxopt_compress.pruning.scoring import Criterion
 from jaxopt_compress.pruning.search.drawing import draw
 
@@ -96,7 +96,7 @@ def regrow(
             new = choosing.top(*scoring.beside(stay, *scoring.operands(grow, params, extra)), missing)
         return state._replace(masks=masks.stored({path: stay[path] | new[path] for path in stay}, packed))
 
-    t = _of_masks(masked(unstructured, packed, keep))._replace(init=init, update=update)
+    t = of_masks(masked(unstructured, packed, keep))._replace(init=init, update=update)
     return t if grow is None else dense_backward(t)
 
 
@@ -141,14 +141,6 @@ def set_(
 def static(key: jax.Array, sparsity: float, *, allocation: Allocation | None = erk) -> ParamTransform:
     """Keep the random masks of `regrow` for good: the baseline of dynamic sparse training."""
     return regrow(key, sparsity, 0.0, None, allocation=allocation)._replace(update=keep)
-
-
-def _of_masks(t: ParamTransform) -> ParamTransform:
-    """Lift a transform whose state is masks to `RegrowState`."""
-    lift = lambda fn: fn and (lambda params, state: fn(params, state.masks))  # noqa: E731
-    return t._replace(
-        apply=lift(t.apply), encode=lift(t.encode), removed=lift(t.removed), apply_held=lift(t.apply_held)
-    )
 
 
 def _counts(sparsity: Fraction, allocation: Allocation | None, params: Any, step: Any) -> dict[str, Any]:

@@ -109,6 +109,14 @@ def masked(pattern: Pattern, packed: bool, update: Callable) -> ParamTransform:
     )
 
 
+def of_masks(t: ParamTransform) -> ParamTransform:
+    """Lift the parts that only read masks to a state that has them in its field `masks`."""
+    lift = lambda fn: fn and (lambda params, state: fn(params, state.masks))  # noqa: E731
+    return t._replace(
+        apply=lift(t.apply), encode=lift(t.encode), removed=lift(t.removed), apply_held=lift(t.apply_held)
+    )
+
+
 def _the_sparsity(sparsity: Any, pattern: Pattern) -> Any:
     if (sparsity is None) == (pattern.sparsity is None):
         raise ValueError(
