@@ -18,7 +18,7 @@ Params = dict[str, Any]
 
 
 class Part(NamedTuple):
-    """Standardized images `(n, 784)` and labels `(n,)`."""
+    """Images `(n, 784)` and labels `(n,)`."""
 
     image: jax.Array
     label: jax.Array
@@ -54,11 +54,17 @@ class Recipe(NamedTuple):
         return self.epochs * (len(data.label) // self.batch)
 
 
-def parts(name: str, whole: bool = True) -> Parts:
-    """Load a data set; `whole` trains on the validation images too, once all choices are made."""
+def parts(name: str, whole: bool = True, standardized: bool = True) -> Parts:
+    """Load a data set; `whole` trains on the validation images too, once all choices are made.
+
+    Args:
+      name: as for `examples.data.load`.
+      whole: whether the validation images are trained on too.
+      standardized: whether pixels have mean 0 and deviation 1 over all images, or are in [0, 1].
+    """
     data = load(name)
     image, label = (np.concatenate([getattr(data.train, f), getattr(data.validation, f)]) for f in ("image", "label"))
-    mean, deviation = image.mean(), image.std()
+    mean, deviation = (image.mean(), image.std()) if standardized else (np.float32(0), np.float32(1))
     part = lambda x, y: Part(jnp.asarray((x - mean) / deviation), jnp.asarray(y))  # noqa: E731
     train = part(image, label) if whole else part(*data.train)
     return Parts(train, part(*data.validation), part(*data.test))

@@ -14,6 +14,10 @@ from benchmarks._lenet import KERNELS, Part
 
 p = jc.pruning
 EVERY = 100
+ROUNDS = 10
+FADING = 2e-3  # how strongly weights that the forward pass does not see are pulled towards zero
+Settled = tuple[jc.ParamTransform, int]  # to be updated in so many rounds, by `settle`
+Pulled = tuple[jc.ParamTransform, float]  # to be trained with so much of `distance` in the loss
 
 
 def kernels(t: jc.ParamTransform) -> jc.ParamTransform:
@@ -28,30 +32,54 @@ def gradual(density: float, steps: int) -> optax.Schedule:
     )
 
 
-def from_scratch(density: float, steps: int, key: jax.Array) -> dict[str, jc.ParamTransform]:
+def moving(steps: int) -> optax.Schedule:
+    """Return the fraction of weights that dynamic methods move, of which none is moved at the end."""
+    return optax.cosine_decay_schedule(0.3, 3 * steps // 4)
+
+
+def fixed(key: jax.Array) -> Callable:
+    """Return random scores that stay the same, so that masks of rising sparsity lie in one another."""
+    return lambda params, **extra: p.random(key)(params)
+
+
+def from_scratch(density: float, steps: int, key: jax.Array) -> dict[str, Pulled]:
     """Return the ways of training sparsely from the first step or to a sparse end; `random` is what to beat."""
-    moving = optax.cosine_decay_schedule(0.3, 3 * steps // 4)
     schedule = gradual(density, steps)
     phases = [0.0, 1 - density] * 4  # dense and sparse by turns, an eighth of the run each
     ac_dc = optax.join_schedules([optax.constant_schedule(s) for s in phases], [steps * i // 8 for i in range(1, 8)])
-    now = partial(jc.periodic, every=EVERY)
-    return {
+    now, often = partial(jc.periodic, every=EVERY), partial(jc.periodic, every=10)
+    learning = jc.straight_through(often(p.prune(p.magnitude, schedule, allocation=p.erk)))
+    found = {
         "random": p.static(key, 1 - density),
-        "SET": now(p.set_(key, 1 - density, moving, allocation=p.erk)),
-        "RigL": now(p.rigl(key, 1 - density, moving)),
-        "gradual random": now(p.prune(p.random(key), schedule, allocation=p.erk)),
+        "random, gradual": now(p.prune(fixed(key), schedule, allocation=p.erk)),
+        "SET": now(p.set_(key, 1 - density, moving(steps))),
+        "RigL": now(p.rigl(key, 1 - density, moving(steps))),
+        "Top-KAST": now(p.top_kast(1 - density, 1 - 2 * density, allocation=p.erk)),
         "gradual magnitude, uniform": now(p.prune(p.magnitude, schedule, allocation=p.uniform)),
         "gradual magnitude, ERK": now(p.prune(p.magnitude, schedule, allocation=p.erk)),
         "gradual magnitude, global": now(p.prune(p.magnitude, schedule, scope="global")),
         "gradual LAMP": now(p.prune(p.lamp, schedule, scope="global")),
         "gradual Taylor": p.accumulate(p.taylor, schedule, decay=0.99, every=EVERY, scope="global"),
         "AC/DC": now(p.prune(p.magnitude, ac_dc, scope="global")),
-        "straight-through": jc.straight_through(now(p.prune(p.magnitude, schedule, scope="global"))),
-        "Top-KAST": now(p.top_kast(1 - density, 1 - 2 * density, allocation=p.erk)),
+        "straight-through": learning,
+        "surgery": often(p.surgery(p.magnitude, schedule, allocation=p.erk)),
     }
+    return {name: (t, 0.0) for name, t in found.items()} | {"straight-through, fading": (learning, FADING)}
 
 
-def before_training(density: float, params: Any, part: Part, key: jax.Array) -> dict[str, jc.ParamTransform]:
+def uniform_or_erk(density: float, steps: int, key: jax.Array) -> dict[str, Pulled]:
+    """Return static masks, SET, RigL and gradual magnitude pruning, each with two allocations."""
+    found, every = {}, partial(jc.periodic, every=EVERY)
+    for name, allocation in (("uniform", p.uniform), ("ERK", p.erk)):
+        how = {"allocation": allocation}
+        found["random" if name == "uniform" else "static, ERK"] = p.static(key, 1 - density, **how)
+        found[f"SET, {name}"] = every(p.set_(key, 1 - density, moving(steps), **how))
+        found[f"RigL, {name}"] = every(p.rigl(key, 1 - density, moving(steps), **how))
+        found[f"gradual magnitude, {name}"] = every(p.prune(p.magnitude, gradual(density, steps), **how))
+    return {name: (t, 0.0) for name, t in found.items()}
+
+
+def before_training(density: float, params: Any, part: Part, key: jax.Array) -> dict[str, Pulled]:
     """Return the ways of finding a mask at initialization, held from then on."""
     target = 1 - density
     grads = jax.grad(_lenet.loss)(params, part)
@@ -62,53 +90,63 @@ def before_training(density: float, params: Any, part: Part, key: jax.Array) -> 
 
     no_bias = {name: {**layer, "bias": jnp.zeros_like(layer["bias"])} for name, layer in params.items()}
     synflow = p.synflow(_lenet.forward, no_bias, part.image[:1])
-    exponential = lambda round_: 1 - density ** ((round_ + 1) / 100)  # noqa: E731
     found = {
         "magnitude": (p.prune(p.magnitude, target, scope="global"), 1),
         "SNIP": (p.prune(p.snip, target, scope="global"), 1),
         "GraSP": (p.prune(p.grasp(tempered, params, part), target, scope="global"), 1),
-        "SynFlow": (p.prune(synflow, exponential, scope="global"), 100),
+        "SynFlow": (p.prune(synflow, in_rounds(density, 100), scope="global"), 100),
     }
-    held = {"random": p.static(key, target)}
+    held = {"random": p.static(key, target, allocation=p.uniform), "random, ERK": p.static(key, target)}
     for name, (t, rounds) in found.items():
         held[name] = jc.held(t, p.settle(kernels(t), params, rounds, grads=grads))
-    return held
+    return {name: (t, 0.0) for name, t in held.items()}
 
 
-def at_once(params: Any, part: Part, key: jax.Array) -> dict[str, Callable[[float], jc.ParamTransform]]:
-    """Return the ways of choosing weights of a trained net, as functions of the sparsity."""
+def in_rounds(density: float, rounds: int) -> Callable[[Any], Any]:
+    """Return the sparsity after each round, each of which removes the same fraction of what is left."""
+    return lambda number: 1 - density ** ((number + 1) / rounds)
 
-    def one(params, example):
-        return _lenet.loss(params, Part(example.image[None], example.label[None]))
 
-    fisher = p.fisher(one, params, part)
-    return {
-        "random": lambda s: p.prune(p.random(key), s),
-        "magnitude": lambda s: p.prune(p.magnitude, s),
-        "magnitude, global": lambda s: p.prune(p.magnitude, s, scope="global"),
-        "LAMP": lambda s: p.prune(p.lamp, s, scope="global"),
-        "Wanda": lambda s: p.prune(p.wanda, s, pattern=p.within()),
-        "Taylor": lambda s: p.prune(p.taylor, s),
-        "Taylor, global": lambda s: p.prune(p.taylor, s, scope="global"),
-        "Fisher": lambda s: p.prune(fisher, s),
-        "Fisher, global": lambda s: p.prune(fisher, s, scope="global"),
-        "2:4 random": lambda s: p.prune(p.random(key), pattern=p.n_of_m(2, 4)),
-        "2:4 magnitude": lambda s: p.prune(p.magnitude, pattern=p.n_of_m(2, 4)),
-        "2:4 Wanda": lambda s: p.prune(p.wanda, pattern=p.n_of_m(2, 4)),
-        "blocks random": lambda s: p.prune(p.random(key), s, pattern=p.blocks(4, 10)),
-        "blocks magnitude": lambda s: p.prune(p.magnitude, s, pattern=p.blocks(4, 10)),
+def at_once(density: float, params: Any, part: Part, key: jax.Array) -> dict[str, Settled]:
+    """Return the ways of choosing weights of a trained net; those of the loss also in rounds, net by net."""
+    everywhere = {"scope": "global"}
+    batches = jax.tree.map(lambda x: x.reshape(-1, 10, *x.shape[1:]), part)
+    of_the_loss = {
+        "Taylor": p.averaged(p.taylor, _lenet.loss, params, batches),
+        "Fisher": p.fisher(one, params, part, chunk=50),
     }
+    of_the_weights = {
+        "random": p.prune(p.random(key), 1 - density),
+        "magnitude": p.prune(p.magnitude, 1 - density),
+        "magnitude, global": p.prune(p.magnitude, 1 - density, **everywhere),
+        "LAMP": p.prune(p.lamp, 1 - density, **everywhere),
+        "Wanda": p.prune(p.wanda, 1 - density, pattern=p.within()),
+        "blocks random": p.prune(p.random(key), 1 - density, pattern=p.blocks(4, 10)),
+        "blocks magnitude": p.prune(p.magnitude, 1 - density, pattern=p.blocks(4, 10)),
+    }
+    found = {name: (t, 1) for name, t in of_the_weights.items()}
+    for name, criterion in of_the_loss.items():
+        found[f"{name}, global"] = p.prune(criterion, 1 - density, **everywhere), 1
+        slowly = p.prune(criterion, in_rounds(density, ROUNDS), **everywhere)
+        found[f"{name}, global, {ROUNDS} rounds"] = slowly, ROUNDS
+    return found
 
 
-def neurons(key: jax.Array) -> dict[str, jc.ParamTransform]:
-    """Return the ways of choosing a half of the hidden neurons of a trained net."""
+def n_of_m_at_once(n: int, m: int, key: jax.Array) -> dict[str, Settled]:
+    """Return the ways of choosing `n` of `m` neighbours of a trained net."""
+    how = {"pattern": p.n_of_m(n, m)}
+    found = {"random": p.random(key), "magnitude": p.magnitude, "Wanda": p.wanda}
+    return {name: (p.prune(criterion, **how), 1) for name, criterion in found.items()}
+
+
+def neurons(density: float, params: Any, part: Part, key: jax.Array) -> dict[str, Settled]:
+    """Return the ways of choosing hidden neurons of a trained net."""
     how = {"pattern": p.channels()}
-    return {
-        "random": p.prune(p.random(key), 0.5, **how),
-        "norm": p.prune(p.magnitude, 0.5, **how),
-        "geometric median": p.prune(p.geometric_median(), 0.5, **how),
-        "gate": p.accumulate(p.gate(), 0.5, **how),
-    }
+    gate = p.averaged(p.gate(), one, params, part)
+    found = {"random": p.random(key), "norm": p.magnitude, "geometric median": p.geometric_median(), "gate": gate}
+    slowly = p.prune(gate, in_rounds(density, ROUNDS), **how), ROUNDS
+    at_once = {name: (p.prune(criterion, 1 - density, **how), 1) for name, criterion in found.items()}
+    return at_once | {f"gate, {ROUNDS} rounds": slowly}
 
 
 def scaled_neurons(key: jax.Array) -> dict[str, jc.ParamTransform]:
@@ -124,49 +162,42 @@ def scaled_neurons(key: jax.Array) -> dict[str, jc.ParamTransform]:
     }
 
 
-def while_tuning(density: float, steps: int, key: jax.Array) -> dict[str, jc.ParamTransform]:
+def while_tuning(density: float, steps: int, key: jax.Array) -> dict[str, Pulled]:
     """Return the ways of pruning a trained net while it is tuned."""
-    schedule, now = gradual(density, steps), partial(jc.periodic, every=EVERY)
-    return {
-        "random": now(p.prune(p.random(key), schedule)),
+    schedule = gradual(density, steps)
+    now, often = partial(jc.periodic, every=EVERY), partial(jc.periodic, every=10)
+    found = {
+        "random": now(p.prune(fixed(key), schedule)),
         "magnitude": now(p.prune(p.magnitude, schedule)),
-        "surgery": now(p.surgery(p.magnitude, schedule)),
-        "movement": p.movement_pruning(schedule, every=EVERY),
+        "surgery": often(p.surgery(p.magnitude, schedule)),
+        "movement": p.movement_pruning(schedule, rate=optax.cosine_decay_schedule(1.0, steps), every=10),
         "accumulated Taylor": p.accumulate(p.taylor, schedule, decay=0.99, every=EVERY),
-        "straight-through": jc.straight_through(now(p.prune(p.magnitude, schedule))),
+        "straight-through": jc.straight_through(often(p.prune(p.magnitude, schedule))),
     }
+    return {name: (t, 0.0) for name, t in found.items()}
 
 
-def two_of_four(key: jax.Array) -> dict[str, tuple[jc.ParamTransform, float]]:
-    """Return the ways of training 2:4 from scratch, and how strongly masked weights are pulled towards zero."""
-    two = {"pattern": p.n_of_m(2, 4)}
-    magnitude = jc.periodic(p.prune(p.magnitude, **two), every=10)
+def n_of_m(n: int, m: int, key: jax.Array) -> dict[str, Pulled]:
+    """Return the ways of training with `n` of every `m` weights from scratch."""
+    pattern = {"pattern": p.n_of_m(n, m)}
+    learning = jc.straight_through(jc.periodic(p.prune(p.magnitude, **pattern), every=10))
     return {
-        "random": (jc.periodic(p.prune(p.random(key), **two), every=2**30), 0.0),
-        "straight-through": (jc.straight_through(magnitude), 0.0),
-        "SR-STE": (jc.straight_through(magnitude), 2e-4),
+        "random": (jc.periodic(p.prune(p.random(key), **pattern), every=2**30), 0.0),
+        "straight-through": (learning, 0.0),
+        "SR-STE": (learning, FADING),
     }
 
 
-def uniform_or_erk(density: float, steps: int, key: jax.Array) -> dict[str, jc.ParamTransform]:
-    """Return static masks, RigL and gradual magnitude pruning, each with two allocations."""
-    moving, found = optax.cosine_decay_schedule(0.3, 3 * steps // 4), {}
-    for name, allocation in (("uniform", p.uniform), ("ERK", p.erk)):
-        found["random" if name == "uniform" else "static, ERK"] = p.static(key, 1 - density, allocation=allocation)
-        found[f"RigL, {name}"] = jc.periodic(p.rigl(key, 1 - density, moving, allocation=allocation), EVERY)
-        magnitude = p.prune(p.magnitude, gradual(density, steps), allocation=allocation)
-        found[f"gradual magnitude, {name}"] = jc.periodic(magnitude, EVERY)
-    return found
+def one(params: Any, example: Part) -> jax.Array:
+    """Return the loss of one example."""
+    return _lenet.loss(params, Part(example.image[None], example.label[None]))
 
 
-def evidence(params: Any, part: Part) -> dict[str, Any]:
-    """Return what criteria need to know of a trained net: mean absolute gradients of batches, and norms of inputs."""
-    batches = jax.tree.map(lambda x: x.reshape(-1, 10, *x.shape[1:]), part)
-    each = jax.lax.map(lambda batch: jax.grad(_lenet.loss)(params, batch), batches)
-    grads = jax.tree.map(lambda g: jnp.mean(jnp.abs(g), 0), each)
+def norms_of_inputs(params: Any, part: Part) -> Any:
+    """Return the norms of what every weight multiplies, for Wanda."""
     x, stats = part.image, {}
     for i in range(len(params)):
         layer = params[f"dense_{i}"]
         stats[f"dense_{i}"] = {"kernel": jnp.linalg.norm(x, axis=0), "bias": jnp.zeros(())}
         x = jax.nn.relu(x @ layer["kernel"] + layer["bias"])
-    return {"grads": grads, "stats": stats}
+    return stats

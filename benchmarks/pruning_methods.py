@@ -18,10 +18,10 @@ import jax.numpy as jnp
 
 import jaxopt_compress as jc
 from benchmarks import _lenet, _methods, harness
-from benchmarks._lenet import Part, Recipe
-from benchmarks._methods import kernels
+from benchmarks._lenet import KERNELS, Part, Recipe
+from benchmarks._methods import Pulled, Settled, kernels
 
-CALIBRATION = 1000  # images that criteria may look at
+CALIBRATION = 5000  # images that criteria may look at
 DEEP = (784, *[100] * 6, 10)
 HIDDEN = ("dense_0/kernel", "dense_1/kernel")
 Nets = dict[str, Any]
@@ -41,26 +41,39 @@ class Bench:
         params, state = _lenet.train(recipe or self.recipe, self.data, jax.random.fold_in(key, 1), start, t, **more)
         return t.apply(params, state)
 
-    def at_once(self, density: float, key: jax.Array) -> Nets:
-        """Prune a trained net, and do not retrain it."""
-        params = self.train(key, _lenet.init(key), jc.chain())
-        known = _methods.evidence(params, self.part)
-        nets = {"dense": params}
-        for name, make in _methods.at_once(params, self.part, key).items():
-            t = kernels(make(1 - density))
-            nets[name] = t.apply(params, t.update(params, t.init(params), step=0, **known))
+    def dense(self, key: jax.Array) -> Any:
+        """Train a dense net."""
+        return self.train(key, _lenet.init(key), jc.chain())
+
+    def each(self, key: jax.Array, start: Any, methods: dict[str, Pulled], recipe: Recipe | None = None) -> Nets:
+        """Train from `start` with every method."""
+        nets = {}
+        for name, (t, rate) in methods.items():
+            t = kernels(t)
+            pull = lambda params, state, t=t, rate=rate: rate * jc.pruning.distance(t, params, state)  # noqa: E731
+            nets[name] = self.train(key, start, t, recipe, **({"penalty": pull} if rate else {}))
         return nets
 
-    def neurons(self, key: jax.Array) -> Nets:
-        """Prune half of the hidden neurons of a trained net, and do not retrain it."""
-        params = self.train(key, _lenet.init(key), jc.chain())
-        batches = jax.tree.map(lambda x: x.reshape(-1, 100, *x.shape[1:]), self.part)
-        each = jax.lax.map(lambda batch: jax.grad(_lenet.loss)(params, batch), batches)
-        nets = {"dense": params}
-        for name, t in _methods.neurons(key).items():
-            t = jc.select(HIDDEN, t)
-            turn = lambda state, g, t=t: (t.update(params, state, step=0, grads=g), None)  # noqa: E731
-            nets[name] = t.apply(params, jax.lax.scan(turn, t.init(params), each)[0])
+    def at_once(self, density: float, key: jax.Array) -> Nets:
+        """Prune a trained net, and do not retrain it."""
+        params = self.dense(key)
+        return self.settled(params, KERNELS, _methods.at_once(density, params, self.part, key))
+
+    def n_of_m_at_once(self, key: jax.Array) -> Nets:
+        """Take two of every four weights of a trained net, and do not retrain it."""
+        return self.settled(self.dense(key), KERNELS, _methods.n_of_m_at_once(2, 4, key))
+
+    def neurons(self, density: float, key: jax.Array) -> Nets:
+        """Take a fraction of the hidden neurons of a trained net, and do not retrain it."""
+        params = self.dense(key)
+        return self.settled(params, HIDDEN, _methods.neurons(density, params, self.part, key))
+
+    def settled(self, params: Any, where: Any, methods: dict[str, Settled]) -> Nets:
+        """Prune with every method in as many rounds as it wants."""
+        nets, stats = {"dense": params}, _methods.norms_of_inputs(params, self.part)
+        for name, (t, rounds) in methods.items():
+            t = jc.select(where, t)
+            nets[name] = t.apply(params, jc.pruning.settle(t, params, rounds, stats=stats))
         return nets
 
     def scaled_neurons(self, key: jax.Array) -> Nets:
@@ -72,61 +85,52 @@ class Bench:
         params = self.train(key, start, jc.chain(), penalty=pull)
         nets = {"dense": params}
         for name, t in _methods.scaled_neurons(key).items():
-            nets[name] = t.apply(params, t.update(params, t.init(params), step=0))
+            nets[name] = t.apply(params, jc.pruning.settle(t, params, 1))
         return nets
 
     def before(self, density: float, widths: tuple[int, ...], key: jax.Array) -> Nets:
         """Find masks at initialization, and train with them."""
         start = _lenet.init(key, widths)
-        methods = _methods.before_training(density, start, self.part, key)
-        return {name: self.train(key, start, kernels(t)) for name, t in methods.items()}
+        return self.each(key, start, _methods.before_training(density, start, self.part, key))
 
     def scratch(self, density: float, key: jax.Array) -> Nets:
         """Train sparsely from scratch, or dense at first and sparse in the end."""
         methods = _methods.from_scratch(density, self.recipe.steps(self.data), key)
-        return {name: self.train(key, _lenet.init(key), kernels(t)) for name, t in methods.items()}
+        return self.each(key, _lenet.init(key), methods)
 
     def uniform_or_erk(self, density: float, key: jax.Array) -> Nets:
         """Train sparsely with either allocation."""
         methods = _methods.uniform_or_erk(density, self.recipe.steps(self.data), key)
-        return {name: self.train(key, _lenet.init(key), kernels(t)) for name, t in methods.items()}
+        return self.each(key, _lenet.init(key), methods)
 
     def tuned(self, density: float, key: jax.Array) -> Nets:
         """Prune a trained net while it is tuned."""
-        params = self.train(key, _lenet.init(key), jc.chain())
-        methods = _methods.while_tuning(density, self.tuning.steps(self.data), key)
-        nets = {name: self.train(key, params, kernels(t), self.tuning) for name, t in methods.items()}
-        return {"dense": params} | nets
+        params, steps = self.dense(key), self.tuning.steps(self.data)
+        return {"dense": params} | self.each(key, params, _methods.while_tuning(density, steps, key), self.tuning)
 
-    def two_of_four(self, key: jax.Array) -> Nets:
-        """Train with two of every four weights."""
-        nets = {"dense": self.train(key, _lenet.init(key), jc.chain())}
-        for name, (t, rate) in _methods.two_of_four(key).items():
-            t = kernels(t)
-            pull = lambda params, state, t=t, rate=rate: rate * jc.pruning.distance(t, params, state)  # noqa: E731
-            nets[name] = self.train(key, _lenet.init(key), t, penalty=pull)
-        return nets
+    def n_of_m(self, n: int, m: int, key: jax.Array) -> Nets:
+        """Train with `n` of every `m` weights."""
+        return {"dense": self.dense(key)} | self.each(key, _lenet.init(key), _methods.n_of_m(n, m, key))
 
     def groups(self, quick: bool) -> dict[str, Callable[[jax.Array], Nets]]:
         """Return all groups, or for a quick run the one that compiles fastest."""
-        few = {"half of the neurons at once, no retraining": self.neurons}
-        return (
-            few
-            if quick
-            else {
-                **few,
-                "half of the neurons of a net with scales, no retraining": self.scaled_neurons,
-                "at once, no retraining, 20 % kept": partial(self.at_once, 0.2),
-                "at once, no retraining, 10 % kept": partial(self.at_once, 0.1),
-                "before training, 5 % kept": partial(self.before, 0.05, _lenet.WIDTHS),
-                "before training, seven layers, 1 % kept": partial(self.before, 0.01, DEEP),
-                "from scratch, 5 % kept": partial(self.scratch, 0.05),
-                "from scratch, 1 % kept": partial(self.scratch, 0.01),
-                "from scratch, 2 % kept, allocations": partial(self.uniform_or_erk, 0.02),
-                "while tuning, 5 % kept": partial(self.tuned, 0.05),
-                "2:4 from scratch": self.two_of_four,
-            }
-        )
+        few = {"half of the neurons at once, no retraining": partial(self.neurons, 0.5)}
+        more = {
+            "30 % of the neurons at once, no retraining": partial(self.neurons, 0.3),
+            "half of the neurons of a net with scales, no retraining": self.scaled_neurons,
+            "at once, no retraining, 20 % kept": partial(self.at_once, 0.2),
+            "at once, no retraining, 10 % kept": partial(self.at_once, 0.1),
+            "at once, no retraining, 2:4": self.n_of_m_at_once,
+            "before training, 5 % kept": partial(self.before, 0.05, _lenet.WIDTHS),
+            "before training, seven layers, 1 % kept": partial(self.before, 0.01, DEEP),
+            "from scratch, 5 % kept": partial(self.scratch, 0.05),
+            "from scratch, 1 % kept": partial(self.scratch, 0.01),
+            "from scratch, 2 % kept, allocations": partial(self.uniform_or_erk, 0.02),
+            "while tuning, 5 % kept": partial(self.tuned, 0.05),
+            "from scratch, 2:4": partial(self.n_of_m, 2, 4),
+            "from scratch, 1:4": partial(self.n_of_m, 1, 4),
+        }
+        return few if quick else few | more
 
 
 def run(group: Callable[[jax.Array], Nets], scored: Part, seeds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:

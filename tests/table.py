@@ -56,7 +56,7 @@ TABLE = [
     Row("rigl", lambda: blocks_of(jc.periodic(pruning.rigl(KEY, 0.8, cosine), 3))),
     Row("set", lambda: blocks_of(pruning.set_(KEY, 0.8))),
     Row("static", lambda: blocks_of(pruning.static(KEY, 0.8))),
-    Row("movement", lambda: blocks_of(pruning.movement_pruning(gradual, every=3))),
+    Row("movement", lambda: blocks_of(pruning.movement_pruning(gradual, rate=cosine, every=3))),
     Row("top_kast", lambda: blocks_of(jc.periodic(pruning.top_kast(0.8, 0.5), every=3))),
     Row("straight_through", lambda: jc.straight_through(weights_of(prune(magnitude, 0.7)))),
     Row("surgery", lambda: blocks_of(pruning.surgery(magnitude, 0.7, margin=0.2))),

@@ -153,6 +153,21 @@ def test_fisher_takes_the_mean_of_squares():
     np.testing.assert_allclose(scores(pruning.fisher(loss, NET, (X, Y)), PATH, NET), want, rtol=1e-4)
 
 
+@pytest.mark.parametrize("criterion", [pruning.taylor, pruning.gate()], ids=["taylor", "gate"])
+def test_averaged_takes_the_criterion_of_every_batch(criterion):
+    batches = (X[:4].reshape(2, 2, 3), Y[:4].reshape(2, 2, 2))
+    at = lambda i: jax.grad(lambda w: loss(of_path(PATH, w), (batches[0][i], batches[1][i])))(W)  # noqa: E731
+    want = np.mean([np.asarray(criterion({PATH: W}, grads={PATH: at(i)})[PATH]) for i in (0, 1)], 0)
+    np.testing.assert_allclose(scores(pruning.averaged(criterion, loss, NET, batches), PATH, NET), want, rtol=1e-4)
+
+
+def test_fisher_sums_many_examples_of_narrow_weights_in_float32():
+    """In bfloat16 a sum of ones stops at 256."""
+    w = {"w": jnp.ones(1, jnp.bfloat16)}
+    criterion = pruning.fisher(lambda p, x: jnp.sum(p["w"] * x), w, jnp.ones((2048, 1), jnp.bfloat16), chunk=1)
+    assert float(criterion(w)["w"][0]) == 0.5
+
+
 def test_grasp_multiplies_by_the_hessian():
     at = lambda flat: loss(of_path(PATH, flat.reshape(W.shape)), (X, Y))  # noqa: E731
     hessian, grad = jax.hessian(at)(W.ravel()), jax.grad(at)(W.ravel())
@@ -174,10 +189,11 @@ def test_fisher_in_chunks_is_the_same():
         pruning.fisher(loss, NET, (X, Y), chunk=2)
 
 
-@pytest.mark.parametrize("criterion", ["fisher", "grasp", "synflow"])
+@pytest.mark.parametrize("criterion", ["fisher", "averaged", "grasp", "synflow"])
 def test_a_criterion_that_needs_the_model_works_under_select(criterion):
     make = {
         "fisher": lambda: pruning.fisher(loss, NET, (X, Y)),
+        "averaged": lambda: pruning.averaged(pruning.taylor, loss, NET, (X[:, None], Y[:, None])),
         "grasp": lambda: pruning.grasp(loss, NET, (X, Y)),
         "synflow": lambda: pruning.synflow(forward, NET, X[:1]),
     }[criterion]

@@ -44,14 +44,16 @@ def best(scores, number: int) -> np.ndarray:
     return mask.reshape(scores.shape)
 
 
-def test_movement_is_that_of_the_paper():
+@pytest.mark.parametrize("scores_rate", [1.0, optax.linear_schedule(1.0, 0.25, 3)], ids=["constant", "schedule"])
+def test_movement_is_that_of_the_paper(scores_rate):
     """Scores learn by the dense gradient times the frozen weight; weights by the masked gradient."""
     w, gradients, rate = normal(6, 5), [normal(6, 5) for _ in range(6)], 0.1
-    t = movement_pruning(lambda step: jnp.where(jnp.asarray(step) < 2, 0.0, 0.5), every=1)
+    t = movement_pruning(lambda step: jnp.where(jnp.asarray(step) < 2, 0.0, 0.5), rate=scores_rate, every=1)
     scores, mask, expect = np.zeros((6, 5)), np.ones((6, 5), bool), np.asarray(w, np.float64)
     run = steps(jc.attach(optax.sgd(rate), t), {"w": w}, gradients)
     for number, ((params, state), g) in enumerate(zip(run, gradients, strict=True)):
-        scores = scores - np.asarray(g) * expect
+        now = (1.0, 0.75, 0.5, 0.25, 0.25, 0.25)[number] if callable(scores_rate) else 1.0
+        scores = scores - now * np.asarray(g) * expect
         new = best(scores, 30 if number < 2 else 15)
         expect = expect - rate * np.where(mask & new, np.asarray(g), 0)
         mask = new
@@ -176,6 +178,8 @@ def test_a_ticket_is_found_and_rewound_in_one_program():
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"`accumulate`: `decay` is in \[0, 1\]; got 1.1."):
         accumulate(magnitude, 0.5, decay=1.1)
+    with pytest.raises(ValueError, match="`accumulate`: `rate` is not negative; got -1."):
+        movement_pruning(0.5, rate=-1.0)
     with pytest.raises(ValueError, match=r"`surgery`: `margin` is in \[0, 1\); got 1.0."):
         surgery(magnitude, 0.5, margin=1.0)
     with pytest.raises(ValueError, match=r"`prune`: `sparsity` is the fraction of zeros, in \[0, 1\]; got 50"):

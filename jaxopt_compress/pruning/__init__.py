@@ -32,6 +32,7 @@ from jaxopt_compress.pruning.patterns import unstructured as unstructured
 from jaxopt_compress.pruning.patterns import within as within
 from jaxopt_compress.pruning.penalties import distance as distance
 from jaxopt_compress.pruning.prune import prune as prune
+from jaxopt_compress.pruning.sensitivity import averaged as averaged
 from jaxopt_compress.pruning.sensitivity import fisher as fisher
 from jaxopt_compress.pruning.sensitivity import grasp as grasp
 from jaxopt_compress.pruning.sensitivity import settle as settle

@@ -135,7 +135,7 @@ def obd(params, *, curvature=None, **extra):
       ValueError: `curvature` is missing.
     """
     del extra
-    return jax.tree.map(lambda w, h: _product(h, w) * w / 2, params, needed("obd", curvature=curvature))
+    return jax.tree.map(lambda w, h: _product(_product(h, w), w) / 2, params, needed("obd", curvature=curvature))
 
 
 def wanda(params, *, stats=None, **extra):

@@ -2,7 +2,8 @@
 
 Each is made once, from a function, the parameters of the whole model, and data, and is then a criterion like any other:
 under `select` it sees a part of the parameters, and takes the rest from those it was made with. `settle` draws masks in
-many rounds before any training, as SynFlow needs.
+many rounds, as SynFlow needs. So does whatever predicts the loss without a weight: what it says of a net holds for few
+weights, and after some are gone it has to be asked again.
 """
 
 from collections.abc import Callable
@@ -14,11 +15,44 @@ import jax.numpy as jnp
 from jaxopt_compress import tree
 from jaxopt_compress.core import Params, ParamTransform, State
 from jaxopt_compress.pruning.criteria import magnitude, obd
+from jaxopt_compress.pruning.scoring import Criterion
 
 LossFn = Callable[..., jax.Array]
 
 
-def fisher(loss_fn: LossFn, params: Params, batch: Any, *, chunk: int | None = None) -> Callable:
+def averaged(criterion: Criterion, loss_fn: LossFn, params: Params, batches: Any) -> Criterion:
+    """Average a criterion that needs `grads` over batches, each with its own gradient, at the weights as they are.
+
+    For `taylor` over batches and for `gate` over single examples, as their papers take them; the criterion of the mean
+    gradient is another and worse thing. With `settle` every round differentiates the net that is left.
+
+    Args:
+      criterion: `(params, *, grads, **extra) -> scores`.
+      loss_fn: `(params, batch) -> scalar`.
+      params: those of the whole model.
+      batches: batches stacked on the first axis of every array.
+
+    Returns:
+      A criterion that needs no `grads`.
+
+    Example:
+      >>> from jaxopt_compress.pruning import taylor
+      >>> loss = lambda params, x: params["w"] @ x
+      >>> params, batches = {"w": jnp.array([1.0, 2.0])}, jnp.array([[1.0, 3.0], [-1.0, 1.0]])
+      >>> averaged(taylor, loss, params, batches)(params)
+      {'w': Array([1., 4.], dtype=float32)}
+    """
+    grad = jax.grad(_of_weights(loss_fn, params))
+
+    def average(params, **extra):
+        weights = dict(tree.weights(params))
+        score = lambda batch: criterion(weights, **{**extra, "grads": grad(weights, batch)})  # noqa: E731
+        return tree.replace(params, _mean(score, weights, batches))
+
+    return average
+
+
+def fisher(loss_fn: LossFn, params: Params, batch: Any, *, chunk: int | None = None) -> Criterion:
     """Score each weight by the second-order change of the loss without it, with the Fisher diagonal as curvature.
 
     `f * w^2 / 2`, where `f` is the mean over examples of the squared gradient of one example (the empirical Fisher;
@@ -47,17 +81,13 @@ def fisher(loss_fn: LossFn, params: Params, batch: Any, *, chunk: int | None = N
     def criterion(params, **extra):
         del extra
         weights = dict(tree.weights(params))
-
-        def add(sums, part):
-            return jax.tree.map(lambda s, g: s + jnp.sum(jnp.square(g), 0), sums, each(weights, part)), None
-
-        sums, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, weights), parts)
-        return tree.replace(params, obd(weights, curvature=jax.tree.map(lambda s: s / number, sums)))
+        squares = lambda part: jax.tree.map(_mean_square, each(weights, part))  # noqa: E731
+        return tree.replace(params, obd(weights, curvature=_mean(squares, weights, parts)))
 
     return criterion
 
 
-def grasp(loss_fn: LossFn, params: Params, batch: Any) -> Callable:
+def grasp(loss_fn: LossFn, params: Params, batch: Any) -> Criterion:
     """Score each weight so that pruning by it keeps the gradient flowing (GraSP; Wang et al., 2020).
 
     `w * (H g)`, with the Hessian and the gradient of the loss of one batch at initialization. The paper removes the
@@ -82,7 +112,7 @@ def grasp(loss_fn: LossFn, params: Params, batch: Any) -> Callable:
     return criterion
 
 
-def synflow(forward: Callable, params: Params, example: Any) -> Callable:
+def synflow(forward: Callable, params: Params, example: Any) -> Criterion:
     """Score each weight by the paths through it, without data (SynFlow; Tanaka et al., 2020).
 
     `|w| * dR/d|w|`, where `R` is the sum of the outputs of the network with all weights replaced by their magnitudes,
@@ -133,6 +163,18 @@ def settle(t: ParamTransform, params: Params, rounds: int, **extra: Any) -> Stat
         raise ValueError(f"`settle`: `rounds` is at least 1; got {rounds}.")
     turn = lambda step, state: t.update(t.apply(params, state), state, step=step, **extra)  # noqa: E731
     return jax.lax.fori_loop(0, rounds, turn, t.init(params))
+
+
+def _mean(fn: Callable, weights: dict[str, jax.Array], parts: Any) -> dict[str, jax.Array]:
+    """Return the mean of a function of a part over all parts, in float32, with one part in memory at a time."""
+    zeros = {path: jnp.zeros_like(w, jnp.float32) for path, w in weights.items()}
+    add = lambda sums, part: (jax.tree.map(lambda s, x: s + x.astype(jnp.float32), sums, fn(part)), None)  # noqa: E731
+    sums, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda s: s / jax.tree.leaves(parts)[0].shape[0], sums)
+
+
+def _mean_square(g: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.square(g.astype(jnp.float32)), 0)
 
 
 def _of_weights(fn: Callable, params: Params) -> Callable:
