@@ -13,9 +13,9 @@ from benchmarks import _lenet
 from benchmarks._lenet import KERNELS, Part
 
 p = jc.pruning
-EVERY = 100
 ROUNDS = 10
 FADING = 2e-3  # how strongly weights that the forward pass does not see are pulled towards zero
+OFTEN = 10  # steps between masks that are learned straight through
 Settled = tuple[jc.ParamTransform, int]  # to be updated in so many rounds, by `settle`
 Pulled = tuple[jc.ParamTransform, float]  # to be trained with so much of `distance` in the loss
 
@@ -32,9 +32,15 @@ def gradual(density: float, steps: int) -> optax.Schedule:
     )
 
 
-def moving(steps: int) -> optax.Schedule:
-    """Return the fraction of weights that dynamic methods move, of which none is moved at the end."""
-    return optax.cosine_decay_schedule(0.3, 3 * steps // 4)
+def moving(method: Callable, density: float, steps: int, key: jax.Array, **how: Any) -> jc.ParamTransform:
+    """Return SET or RigL, which moves weights twenty times in a run, ever fewer: what is new needs time to grow."""
+    fraction = optax.cosine_decay_schedule(0.3, 3 * steps // 4)
+    return jc.periodic(method(key, 1 - density, fraction, **how), max(steps // 20, 1))
+
+
+def now_and_then(t: jc.ParamTransform, steps: int) -> jc.ParamTransform:
+    """Draw masks sixty times in a run."""
+    return jc.periodic(t, max(steps // 60, 1))
 
 
 def fixed(key: jax.Array) -> Callable:
@@ -47,19 +53,19 @@ def from_scratch(density: float, steps: int, key: jax.Array) -> dict[str, Pulled
     schedule = gradual(density, steps)
     phases = [0.0, 1 - density] * 4  # dense and sparse by turns, an eighth of the run each
     ac_dc = optax.join_schedules([optax.constant_schedule(s) for s in phases], [steps * i // 8 for i in range(1, 8)])
-    now, often = partial(jc.periodic, every=EVERY), partial(jc.periodic, every=10)
+    now, often = partial(now_and_then, steps=steps), partial(jc.periodic, every=OFTEN)
     learning = jc.straight_through(often(p.prune(p.magnitude, schedule, allocation=p.erk)))
     found = {
         "random": p.static(key, 1 - density),
         "random, gradual": now(p.prune(fixed(key), schedule, allocation=p.erk)),
-        "SET": now(p.set_(key, 1 - density, moving(steps))),
-        "RigL": now(p.rigl(key, 1 - density, moving(steps))),
+        "SET": moving(p.set_, density, steps, key),
+        "RigL": moving(p.rigl, density, steps, key),
         "Top-KAST": now(p.top_kast(1 - density, 1 - 2 * density, allocation=p.erk)),
         "gradual magnitude, uniform": now(p.prune(p.magnitude, schedule, allocation=p.uniform)),
         "gradual magnitude, ERK": now(p.prune(p.magnitude, schedule, allocation=p.erk)),
         "gradual magnitude, global": now(p.prune(p.magnitude, schedule, scope="global")),
         "gradual LAMP": now(p.prune(p.lamp, schedule, scope="global")),
-        "gradual Taylor": p.accumulate(p.taylor, schedule, decay=0.99, every=EVERY, scope="global"),
+        "gradual Taylor": p.accumulate(p.taylor, schedule, decay=0.99, every=max(steps // 60, 1), scope="global"),
         "AC/DC": now(p.prune(p.magnitude, ac_dc, scope="global")),
         "straight-through": learning,
         "surgery": often(p.surgery(p.magnitude, schedule, allocation=p.erk)),
@@ -69,13 +75,14 @@ def from_scratch(density: float, steps: int, key: jax.Array) -> dict[str, Pulled
 
 def uniform_or_erk(density: float, steps: int, key: jax.Array) -> dict[str, Pulled]:
     """Return static masks, SET, RigL and gradual magnitude pruning, each with two allocations."""
-    found, every = {}, partial(jc.periodic, every=EVERY)
+    found = {}
     for name, allocation in (("uniform", p.uniform), ("ERK", p.erk)):
         how = {"allocation": allocation}
         found["random" if name == "uniform" else "static, ERK"] = p.static(key, 1 - density, **how)
-        found[f"SET, {name}"] = every(p.set_(key, 1 - density, moving(steps), **how))
-        found[f"RigL, {name}"] = every(p.rigl(key, 1 - density, moving(steps), **how))
-        found[f"gradual magnitude, {name}"] = every(p.prune(p.magnitude, gradual(density, steps), **how))
+        found[f"SET, {name}"] = moving(p.set_, density, steps, key, **how)
+        found[f"RigL, {name}"] = moving(p.rigl, density, steps, key, **how)
+        magnitude = p.prune(p.magnitude, gradual(density, steps), **how)
+        found[f"gradual magnitude, {name}"] = now_and_then(magnitude, steps)
     return {name: (t, 0.0) for name, t in found.items()}
 
 
@@ -121,8 +128,8 @@ def at_once(density: float, params: Any, part: Part, key: jax.Array) -> dict[str
         "magnitude, global": p.prune(p.magnitude, 1 - density, **everywhere),
         "LAMP": p.prune(p.lamp, 1 - density, **everywhere),
         "Wanda": p.prune(p.wanda, 1 - density, pattern=p.within()),
-        "blocks random": p.prune(p.random(key), 1 - density, pattern=p.blocks(4, 10)),
-        "blocks magnitude": p.prune(p.magnitude, 1 - density, pattern=p.blocks(4, 10)),
+        "blocks random": p.prune(p.random(key), 1 - density, pattern=p.blocks(4, 2)),
+        "blocks magnitude": p.prune(p.magnitude, 1 - density, pattern=p.blocks(4, 2)),
     }
     found = {name: (t, 1) for name, t in of_the_weights.items()}
     for name, criterion in of_the_loss.items():
@@ -165,26 +172,29 @@ def scaled_neurons(key: jax.Array) -> dict[str, jc.ParamTransform]:
 def while_tuning(density: float, steps: int, key: jax.Array) -> dict[str, Pulled]:
     """Return the ways of pruning a trained net while it is tuned."""
     schedule = gradual(density, steps)
-    now, often = partial(jc.periodic, every=EVERY), partial(jc.periodic, every=10)
+    now, often = partial(now_and_then, steps=steps), partial(jc.periodic, every=OFTEN)
     found = {
         "random": now(p.prune(fixed(key), schedule)),
         "magnitude": now(p.prune(p.magnitude, schedule)),
         "surgery": often(p.surgery(p.magnitude, schedule)),
-        "movement": p.movement_pruning(schedule, rate=optax.cosine_decay_schedule(1.0, steps), every=10),
-        "accumulated Taylor": p.accumulate(p.taylor, schedule, decay=0.99, every=EVERY),
+        "movement": p.movement_pruning(schedule, rate=optax.cosine_decay_schedule(1.0, steps), every=OFTEN),
+        "accumulated Taylor": p.accumulate(p.taylor, schedule, decay=0.99, every=max(steps // 60, 1)),
         "straight-through": jc.straight_through(often(p.prune(p.magnitude, schedule))),
     }
     return {name: (t, 0.0) for name, t in found.items()}
 
 
-def n_of_m(n: int, m: int, key: jax.Array) -> dict[str, Pulled]:
-    """Return the ways of training with `n` of every `m` weights from scratch."""
-    pattern = {"pattern": p.n_of_m(n, m)}
-    learning = jc.straight_through(jc.periodic(p.prune(p.magnitude, **pattern), every=10))
+def n_of_m(n: int, m: int, steps: int, key: jax.Array) -> dict[str, Pulled]:
+    """Return the ways of training with `n` of every `m` weights from scratch; masks are drawn in every step."""
+    random = jc.periodic(p.prune(p.random(key), pattern=p.n_of_m(n, m)), every=2**30)
+    learning = jc.straight_through(p.prune(p.magnitude, pattern=p.n_of_m(n, m)))
+    slowly = p.prune(p.magnitude, gradual(n / m, steps), pattern=p.within(m))
     return {
-        "random": (jc.periodic(p.prune(p.random(key), **pattern), every=2**30), 0.0),
+        "random": (random, 0.0),
         "straight-through": (learning, 0.0),
         "SR-STE": (learning, FADING),
+        "gradual magnitude": (now_and_then(slowly, steps), 0.0),
+        "gradual SR-STE": (jc.straight_through(slowly), FADING),
     }
 
 

@@ -1,10 +1,10 @@
 """Do winning tickets win? `python -m benchmarks.lottery [--data mnist] [--quick] [--out FILE] [--plot FILE]`.
 
 Frankle & Carbin's experiment: LeNet-300-100, Glorot initialization, pixels in [0, 1], Adam at 1.2e-3, batches of 60;
-train, prune a fifth of the largest layers' weights and a tenth of the output layer's, rewind, again. Each ticket against
-the same mask with another initialization. Errors are on the test images at the step of the lowest validation loss, as in
-the paper; all rounds of a seed are one program. The crossings are what is compared: where tickets are better than the
-dense net, where they are as good again, where other initializations become worse for good.
+train, prune a fifth of the largest layers' weights and a tenth of the output layer's, rewind, again. Each ticket
+against the same mask with another initialization. Errors are on the test images at the step of the lowest validation
+loss, as in the paper; all rounds of a seed are one program. The crossings are what is compared: where tickets are
+better than the dense net, where they are as good again, where other initializations become worse for good.
 """
 
 import argparse

@@ -64,7 +64,8 @@ def straight_through(t: ParamTransform) -> ParamTransform:
     """Give `t.apply` the gradient of the identity, so that what `t` removes can learn and come back.
 
     With `prune` this is dynamic network surgery (Guo et al., 2016): the dense weights receive the gradient of the
-    pruned ones. Leaves without a gradient pass through.
+    pruned ones. Draw masks often, every ten steps or so: a weight that the forward pass does not see gets a gradient
+    that does not depend on it, and runs away. Leaves without a gradient pass through.
     """
     return t._replace(apply=_identity_gradient(t), removed=nothing_removed, apply_held=None, frozen=nothing_removed)
 

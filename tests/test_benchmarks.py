@@ -21,7 +21,7 @@ KEYS = {
         "packed_mask_time",
         "compilations",
     },
-    "pruning_methods": {"half of the neurons at once, no retraining: gate"},
+    "pruning_methods": {"half of the neurons at once, after one epoch: gate"},
     "lottery": {"best_ticket_at", "gain_at_17", "ticket_as_good_down_to", "other_initialization_worse_from"},
     "density_error": {"error_at_0.05", "error_at_1"},
     "shards": {"masks_equal", "widest_gather_8", "rigl_refresh_8"},
