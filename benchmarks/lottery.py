@@ -134,10 +134,12 @@ def main(arguments: list[str] | None = None) -> None:
                     by_density[left(number)].append(float(value))
         keys = crossings(found["early"]["tickets"], found["early"]["others"])
         print(f"{seed + 1} seeds, {time.perf_counter() - start:.0f} s: {keys}", flush=True)
-    show(options.data, found, time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    show(options.data, found, seconds)
     if options.plot:
         draw(options.data, found["early"], options.plot)
-    harness.finish(keys, options.out, found=found, plan=plan._asdict(), data=options.data, seeds=list(range(seeds)))
+    more = {"plan": plan._asdict(), "data": options.data, "seeds": list(range(seeds)), "seconds": seconds}
+    harness.finish(keys, options.out, found=found, **more)
 
 
 def show(name: str, found: dict[str, Any], seconds: float) -> None:

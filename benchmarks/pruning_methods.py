@@ -27,6 +27,12 @@ CALIBRATION = 2000  # images that criteria may look at
 DEEP = (784, *[100] * 6, 10)
 EVEN = (784, 304, 96, 10)  # groups of sixteen fit
 HIDDEN = ("dense_0/kernel", "dense_1/kernel")
+DRAWN = (
+    "from scratch, 1 % kept",
+    "while tuning, 5 % kept",
+    "10 % at once, after one epoch",
+    "before training, seven layers, 1 % kept",
+)
 Nets = dict[str, Any]
 
 
@@ -182,6 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", help="run the groups whose name contains this")
     parser.add_argument("--validation", action="store_true", help="train without the validation images and score them")
     parser.add_argument("--out", help="write the results as JSON")
+    parser.add_argument("--plot", help="draw four of the groups into a file")
     options = parser.parse_args(arguments)
     seeds, epochs = (1, 1) if options.quick else (options.seeds, options.epochs)
     data = _lenet.parts("fashion-mnist", whole=not options.validation)
@@ -201,7 +208,33 @@ def main(arguments: list[str] | None = None) -> None:
             [(name, *row.values()) for name, row in rows.items()],
         )
         keys |= {f"{title}: {name}": row["better by"] for name, row in rows.items() if name != "random"}
+    if options.plot:
+        draw({title: found[title]["errors"] for title in DRAWN if title in found}, options.plot)
     harness.finish(keys, options.out, groups=found, seeds=list(range(seeds)), recipe=Recipe(epochs)._asdict())
+
+
+def draw(groups: dict[str, dict[str, list[float]]], path: str) -> None:
+    """Draw one panel a group: the mean of every method, and the range over the seeds."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    for ax, (title, errors) in zip(axes.flat, groups.items()):
+        names = sorted(errors, key=lambda name: -statistics.mean(errors[name]))
+        for row, name in enumerate(names):
+            color = "tab:red" if "random" in name else "black" if name == "dense" else "tab:blue"
+            ax.plot([min(errors[name]), max(errors[name])], [row, row], color=color, linewidth=4, alpha=0.3)
+            ax.plot(statistics.mean(errors[name]), row, "o", color=color)
+        ax.set_yticks(range(len(names)), names)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("{x:g}")
+        ax.set_xlabel("error, %")
+        ax.set_title(title)
+        ax.grid(alpha=0.3, which="both", axis="x")
+    figure.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def geometric_median(axis: int = -1) -> Callable:
     """Score each channel by its summed distance to the others of its leaf (FPGM; He et al., 2019).
 
     The channel nearest to the geometric median of all is the one that the others can best replace. Every entry of a
-    channel gets the channel's score.
+    channel gets the channel's score. All channels are compared with all; a leaf whose channels lie on several devices
+    is gathered for it.
 
     Args:
       axis: the channel axis, the last by default.

@@ -167,7 +167,7 @@ def lamp(params, **extra):
 
     `w_u^2 / sum(w_v^2 for |w_v| >= |w_u|)` within each leaf, for `scope="global"`: the largest weight of every leaf
     scores 1, so that no leaf dies before all others are down to one weight. Of equal magnitudes those with the lower
-    index count as larger. Each leaf is sorted.
+    index count as larger. Each leaf is sorted, and a leaf that lies on several devices is gathered for it.
     """
     del extra
     return tree.replace(params, {path: _share(w) for path, w in tree.weights(params).items()})
