@@ -68,7 +68,8 @@ def rows(c: _transformer.Transformer, names: list[str]) -> dict[str, dict[str, A
 
 def row(program: _aot.Program, dense: _aot.Program) -> dict[str, Any]:
     """Return what is told of one program; gathers and sums of the dense step may be cut differently in it."""
-    names = lambda found: {f"{kind} {list(shape)}": n for (kind, shape), n in sorted(found.items())}  # noqa: E731
+    widest = lambda found: sorted(found.items(), key=lambda item: -math.prod(item[0][1]) * item[1])  # noqa: E731
+    names = lambda found: {f"{kind} {list(shape)}": n for (kind, shape), n in widest(found)}  # noqa: E731
     return {
         "memory": program.memory,
         "memory over dense": program.memory / dense.memory,
@@ -103,7 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
             "over dense",
             "bytes, over dense",
             "compiled in, s",
-            "most that is added to the wires",
+            "the widest collectives of those added",
         ),
         [(name, *cells(found[name])) for name in found],
     )
@@ -118,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
 def cells(r: dict[str, Any]) -> tuple[Any, ...]:
     """Return one line of the table."""
     names = ("memory over dense", "bytes over dense", "on the wires over dense", "seconds")
-    added = ", ".join(f"{n} {name}" for name, n in r["collectives added"].items())
+    added = ", ".join(f"{n} {name}" for name, n in list(r["collectives added"].items())[:3])
     return r["memory"] / 1e9, *(r[name] for name in names), added
 
 
