@@ -161,6 +161,12 @@ def test_averaged_takes_the_criterion_of_every_batch(criterion):
     np.testing.assert_allclose(scores(pruning.averaged(criterion, loss, NET, batches), PATH, NET), want, rtol=1e-4)
 
 
+@pytest.mark.parametrize("batches", [(), X[:0], (X, Y[:4]), jnp.zeros(())], ids=["none", "empty", "uneven", "scalar"])
+def test_averaged_refuses_batches_that_are_none(batches):
+    with pytest.raises(ValueError, match="`averaged`: all arrays of `batches` hold one number of batches, at least 1"):
+        pruning.averaged(pruning.taylor, loss, NET, batches)
+
+
 def test_fisher_sums_many_examples_of_narrow_weights_in_float32():
     """In bfloat16 a sum of ones stops at 256."""
     w = {"w": jnp.ones(1, jnp.bfloat16)}

@@ -35,6 +35,9 @@ def averaged(criterion: Criterion, loss_fn: LossFn, params: Params, batches: Any
     Returns:
       A criterion that needs no `grads`.
 
+    Raises:
+      ValueError: no batch, or arrays with different numbers of them.
+
     Example:
       >>> from jaxopt_compress.pruning import taylor
       >>> loss = lambda params, x: params["w"] @ x
@@ -42,6 +45,10 @@ def averaged(criterion: Criterion, loss_fn: LossFn, params: Params, batches: Any
       >>> averaged(taylor, loss, params, batches)(params)
       {'w': Array([1., 4.], dtype=float32)}
     """
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(batches)]
+    numbers = {shape[0] if shape else 0 for shape in shapes}
+    if len(numbers) != 1 or 0 in numbers:
+        raise ValueError(f"`averaged`: all arrays of `batches` hold one number of batches, at least 1; got {shapes}.")
     grad = jax.grad(_of_weights(loss_fn, params))
 
     def average(params, **extra):
