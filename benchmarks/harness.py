@@ -93,11 +93,20 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
     Console(width=max(Console().width, 116)).print(table)
 
 
-def finish(keys: Mapping[str, float], out: str | None, **more: Any) -> None:
-    """Write the results where asked, and print the ratios as the last line."""
-    rounded = {name: float(f"{value:.4g}") for name, value in keys.items()}
+def rounded(keys: Mapping[str, float]) -> dict[str, float]:
+    """Return ratios with the digits that they deserve."""
+    return {name: float(f"{value:.4g}") for name, value in keys.items()}
+
+
+def write(keys: Mapping[str, float], out: str | None, **more: Any) -> None:
+    """Write the results where asked."""
     if out:
         with open(out, "w") as file:
-            json.dump({"ratios": rounded, **more, "environment": environment()}, file, indent=1)
+            json.dump({"ratios": rounded(keys), **more, "environment": environment()}, file, indent=1)
             file.write("\n")
-    print(json.dumps(rounded))
+
+
+def finish(keys: Mapping[str, float], out: str | None, **more: Any) -> None:
+    """Write the results where asked, and print the ratios as the last line."""
+    write(keys, out, **more)
+    print(json.dumps(rounded(keys)))

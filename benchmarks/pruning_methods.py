@@ -37,14 +37,17 @@ Nets = dict[str, Any]
 
 
 class Bench:
-    """The groups, each a function of a key to the nets that its methods ship; all of a group is one program."""
+    """The groups, each a function of a key to the nets that its methods ship; all of a group is one program.
 
-    def __init__(self, data: _lenet.Parts, epochs: int, widths: tuple[int, ...] = _lenet.WIDTHS):
-        self.of = lambda other: Bench(data, epochs, other)
-        self.data, self.recipe, self.widths = data.train, Recipe(epochs), widths
+    Made where that is traced, so that the images are an argument of the program and not a constant in it.
+    """
+
+    def __init__(self, train: Part, epochs: int, widths: tuple[int, ...] = _lenet.WIDTHS):
+        self.of = lambda other: Bench(train, epochs, other)
+        self.data, self.recipe, self.widths = train, Recipe(epochs), widths
         self.tuning = Recipe(max(epochs // 2, 1), learning_rate=0.02)
-        known = min(CALIBRATION, len(data.train.label) // 100 * 100)
-        self.part = jax.tree.map(lambda x: x[:known], data.train)
+        known = min(CALIBRATION, len(train.label) // 100 * 100)
+        self.part = jax.tree.map(lambda x: x[:known], train)
 
     def init(self, key: jax.Array) -> Any:
         """Make parameters."""
@@ -129,38 +132,41 @@ class Bench:
         methods = _methods.n_of_m(n, m, self.recipe.steps(self.data), key)
         return {"dense": self.dense(key)} | self.each(key, self.init(key), methods)
 
-    def groups(self, quick: bool) -> dict[str, Callable[[jax.Array], Nets]]:
-        """Return all groups, or for a quick run the one that compiles fastest."""
-        few = {"half of the neurons at once, after one epoch": partial(self.neurons, 0.5, 1)}
-        more = {
-            "30 % of the neurons at once, after one epoch": partial(self.neurons, 0.3, 1),
-            "30 % of the neurons at once": partial(self.neurons, 0.3, None),
-            "half of the neurons of a net with scales at once": self.scaled_neurons,
-            "10 % at once, after one epoch": partial(self.at_once, 0.1, 1),
-            "20 % at once": partial(self.at_once, 0.2, None),
-            "10 % at once": partial(self.at_once, 0.1, None),
-            "2:4 at once, after one epoch": partial(self.n_of_m_at_once, 1),
-            "before training, 5 % kept": partial(self.before, 0.05, _lenet.WIDTHS),
-            "before training, seven layers, 1 % kept": partial(self.before, 0.01, DEEP),
-            "from scratch, 5 % kept": partial(self.scratch, 0.05),
-            "from scratch, 1 % kept": partial(self.scratch, 0.01),
-            "from scratch, 2 % kept, allocations": partial(self.uniform_or_erk, 0.02),
-            "while tuning, 5 % kept": partial(self.tuned, 0.05),
-            "from scratch, 2:4": partial(self.n_of_m, 2, 4),
-            "from scratch, 1:16": partial(self.of(EVEN).n_of_m, 1, 16),
-        }
-        return few if quick else few | more
+
+Group = Callable[[Bench], Callable[[jax.Array], Nets]]
+QUICK = "half of the neurons at once, after one epoch"  # compiles fastest
+GROUPS: dict[str, Group] = {
+    QUICK: lambda bench: partial(bench.neurons, 0.5, 1),
+    "30 % of the neurons at once, after one epoch": lambda bench: partial(bench.neurons, 0.3, 1),
+    "30 % of the neurons at once": lambda bench: partial(bench.neurons, 0.3, None),
+    "half of the neurons of a net with scales at once": lambda bench: bench.scaled_neurons,
+    "10 % at once, after one epoch": lambda bench: partial(bench.at_once, 0.1, 1),
+    "20 % at once": lambda bench: partial(bench.at_once, 0.2, None),
+    "10 % at once": lambda bench: partial(bench.at_once, 0.1, None),
+    "2:4 at once, after one epoch": lambda bench: partial(bench.n_of_m_at_once, 1),
+    "before training, 5 % kept": lambda bench: partial(bench.before, 0.05, _lenet.WIDTHS),
+    "before training, seven layers, 1 % kept": lambda bench: partial(bench.before, 0.01, DEEP),
+    "from scratch, 5 % kept": lambda bench: partial(bench.scratch, 0.05),
+    "from scratch, 1 % kept": lambda bench: partial(bench.scratch, 0.01),
+    "from scratch, 2 % kept, allocations": lambda bench: partial(bench.uniform_or_erk, 0.02),
+    "while tuning, 5 % kept": lambda bench: partial(bench.tuned, 0.05),
+    "from scratch, 2:4": lambda bench: partial(bench.n_of_m, 2, 4),
+    "from scratch, 1:16": lambda bench: partial(bench.of(EVEN).n_of_m, 1, 16),
+}
 
 
-def run(group: Callable[[jax.Array], Nets], scored: Part, seeds: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+def run(
+    group: Group, data: Part, scored: Part, epochs: int, seeds: int, widths: tuple[int, ...] = _lenet.WIDTHS
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Return the errors of every method, one a seed, and the layers of the first seed's nets."""
-    compiled = jax.jit(group)
+    compiled = jax.jit(lambda train, key: group(Bench(train, epochs, widths))(key))
     errors: dict[str, list[float]] = {}
     layers: dict[str, Any] = {}
     for seed in range(seeds):
-        for name, params in compiled(jax.random.key(seed)).items():
+        for name, params in compiled(data, jax.random.key(seed)).items():
             errors.setdefault(name, []).append(float(_lenet.error(params, scored)))
             layers.setdefault(name, _lenet.kept(params))
+    jax.clear_caches()  # programs of this size fill the memory
     return errors, layers
 
 
@@ -192,25 +198,24 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     seeds, epochs = (1, 1) if options.quick else (options.seeds, options.epochs)
     data = _lenet.parts("fashion-mnist", whole=not options.validation)
-    groups = Bench(data, epochs).groups(options.quick)
+    titles = [QUICK] if options.quick else [title for title in GROUPS if (options.only or "") in title]
     found, keys = {}, {}
-    for title, group in groups.items():
-        if options.only and options.only not in title:
-            continue
+    for title in titles:
         start = time.perf_counter()
-        errors, layers = run(group, data.validation if options.validation else data.test, seeds)
-        rows = against_random(errors)
-        seconds = time.perf_counter() - start
+        scored = data.validation if options.validation else data.test
+        errors, layers = run(GROUPS[title], data.train, scored, epochs, seeds)
+        rows, seconds = against_random(errors), time.perf_counter() - start
         found[title] = {"rows": rows, "errors": errors, "kept by layer, first seed": layers, "seconds": seconds}
+        keys |= {f"{title}: {name}": row["better by"] for name, row in rows.items() if name != "random"}
         harness.show(
-            f"{title}: error in %, {seeds} paired seeds, {epochs} epochs, {seconds:.0f} s",
+            f"{title}: error in %, {seeds} paired seeds, {seconds:.0f} s",
             ("method", "error", "deviation", "better than random by", f"seeds of {seeds} in which"),
             [(name, *row.values()) for name, row in rows.items()],
         )
-        keys |= {f"{title}: {name}": row["better by"] for name, row in rows.items() if name != "random"}
+        harness.write(keys, options.out, groups=found, seeds=list(range(seeds)), recipe=Recipe(epochs)._asdict())
     if options.plot:
         draw({title: found[title]["errors"] for title in DRAWN if title in found}, options.plot)
-    harness.finish(keys, options.out, groups=found, seeds=list(range(seeds)), recipe=Recipe(epochs)._asdict())
+    harness.finish(keys, None)
 
 
 def draw(groups: dict[str, dict[str, list[float]]], path: str) -> None:

@@ -9,10 +9,10 @@ import jax
 import pytest
 
 from benchmarks import _lenet
-from benchmarks.pruning_methods import Bench, against_random, run
+from benchmarks.pruning_methods import against_random, run
 
 pytestmark = pytest.mark.slow
-SEEDS = 3
+SEEDS, EPOCHS = 3, 60
 WIDTHS = (64, 96, 64, 10)
 GROUPS = {
     "at once": lambda bench: partial(bench.at_once, 0.15, 10),
@@ -45,11 +45,6 @@ KNOWN_TO_LOSE = {  # as their critics say
 }
 
 
-@pytest.fixture(scope="module")
-def bench():
-    return Bench(_lenet.parts("digits"), epochs=60, widths=WIDTHS)
-
-
 @pytest.fixture(autouse=True)
 def user_promotion():
     """Run with JAX's own settings, as a user would."""
@@ -58,8 +53,9 @@ def user_promotion():
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_every_method_beats_random_pruning(bench, name):
-    errors, _ = run(GROUPS[name](bench), _lenet.parts("digits").test, SEEDS)
+def test_every_method_beats_random_pruning(name):
+    data = _lenet.parts("digits")
+    errors, _ = run(GROUPS[name], data.train, data.test, EPOCHS, SEEDS, WIDTHS)
     rows = against_random(errors)
     for method, row in rows.items():
         if "random" not in method and (name, method) not in KNOWN_TO_LOSE:
