@@ -38,9 +38,14 @@ def moving(method: Callable, density: float, steps: int, key: jax.Array, **how: 
     return jc.periodic(method(key, 1 - density, fraction, **how), max(steps // 20, 1))
 
 
+def period(steps: int) -> int:
+    """Return the steps between masks that are drawn sixty times in a run."""
+    return max(steps // 60, 1)
+
+
 def now_and_then(t: jc.ParamTransform, steps: int) -> jc.ParamTransform:
     """Draw masks sixty times in a run."""
-    return jc.periodic(t, max(steps // 60, 1))
+    return jc.periodic(t, period(steps))
 
 
 def fixed(key: jax.Array) -> Callable:
@@ -65,7 +70,7 @@ def from_scratch(density: float, steps: int, key: jax.Array) -> dict[str, Pulled
         "gradual magnitude, ERK": now(p.prune(p.magnitude, schedule, allocation=p.erk)),
         "gradual magnitude, global": now(p.prune(p.magnitude, schedule, scope="global")),
         "gradual LAMP": now(p.prune(p.lamp, schedule, scope="global")),
-        "gradual Taylor": p.accumulate(p.taylor, schedule, decay=0.99, every=max(steps // 60, 1), scope="global"),
+        "gradual Taylor": p.accumulate(p.taylor, schedule, decay=0.99, every=period(steps), scope="global"),
         "AC/DC": now(p.prune(p.magnitude, ac_dc, scope="global")),
         "straight-through": learning,
         "surgery": often(p.surgery(p.magnitude, schedule, allocation=p.erk)),
@@ -178,7 +183,7 @@ def while_tuning(density: float, steps: int, key: jax.Array) -> dict[str, Pulled
         "magnitude": now(p.prune(p.magnitude, schedule)),
         "surgery": often(p.surgery(p.magnitude, schedule)),
         "movement": p.movement_pruning(schedule, rate=optax.cosine_decay_schedule(1.0, steps), every=OFTEN),
-        "accumulated Taylor": p.accumulate(p.taylor, schedule, decay=0.99, every=max(steps // 60, 1)),
+        "accumulated Taylor": p.accumulate(p.taylor, schedule, decay=0.99, every=period(steps)),
         "straight-through": jc.straight_through(often(p.prune(p.magnitude, schedule))),
     }
     return {name: (t, 0.0) for name, t in found.items()}

@@ -107,9 +107,9 @@ class Bench:
             nets[name] = t.apply(params, jc.pruning.settle(t, params, 1))
         return nets
 
-    def before(self, density: float, widths: tuple[int, ...], key: jax.Array) -> Nets:
+    def before(self, density: float, key: jax.Array) -> Nets:
         """Find masks at initialization, and train with them."""
-        start = _lenet.init(key, widths)
+        start = self.init(key)
         return self.each(key, start, _methods.before_training(density, start, self.part, key))
 
     def scratch(self, density: float, key: jax.Array) -> Nets:
@@ -144,8 +144,8 @@ GROUPS: dict[str, Group] = {
     "20 % at once": lambda bench: partial(bench.at_once, 0.2, None),
     "10 % at once": lambda bench: partial(bench.at_once, 0.1, None),
     "2:4 at once, after one epoch": lambda bench: partial(bench.n_of_m_at_once, 1),
-    "before training, 5 % kept": lambda bench: partial(bench.before, 0.05, _lenet.WIDTHS),
-    "before training, seven layers, 1 % kept": lambda bench: partial(bench.before, 0.01, DEEP),
+    "before training, 5 % kept": lambda bench: partial(bench.before, 0.05),
+    "before training, seven layers, 1 % kept": lambda bench: partial(bench.of(DEEP).before, 0.01),
     "from scratch, 5 % kept": lambda bench: partial(bench.scratch, 0.05),
     "from scratch, 1 % kept": lambda bench: partial(bench.scratch, 0.01),
     "from scratch, 2 % kept, allocations": lambda bench: partial(bench.uniform_or_erk, 0.02),

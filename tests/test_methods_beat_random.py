@@ -19,7 +19,7 @@ GROUPS = {
     "neurons": lambda bench: partial(bench.neurons, 0.3, 10),
     "scaled neurons": lambda bench: bench.scaled_neurons,
     "2:4 at once": lambda bench: partial(bench.n_of_m_at_once, 10),
-    "before training": lambda bench: partial(bench.before, 0.03, WIDTHS),
+    "before training": lambda bench: partial(bench.before, 0.03),
     "from scratch": lambda bench: partial(bench.scratch, 0.03),
     "while tuning": lambda bench: partial(bench.tuned, 0.03),
     "1:16": lambda bench: partial(bench.n_of_m, 1, 16),
@@ -40,7 +40,6 @@ BETTER_FIRST = {  # the orderings that the papers report
 }
 KNOWN_TO_LOSE = {  # as their critics say
     ("scaled neurons", "norm"): "a kernel whose outputs are standardized has no scale of its own",
-    ("before training", "magnitude"): "at initialization the largest weights are in the smallest layers",
     ("1:16", "straight-through"): "weights that are not seen run away; SR-STE is the cure",
 }
 
