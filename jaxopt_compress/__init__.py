@@ -7,6 +7,7 @@ from jaxopt_compress import optimizers as optimizers
 from jaxopt_compress import pruning as pruning
 from jaxopt_compress import quantization as quantization
 from jaxopt_compress import report as report
+from jaxopt_compress import shrinking as shrinking
 from jaxopt_compress import tree as tree
 from jaxopt_compress.combinators import dense_backward as dense_backward
 from jaxopt_compress.combinators import freezing as freezing

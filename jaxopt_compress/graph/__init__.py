@@ -1,3 +1,11 @@
 """What a function does with its parameters, read from its jaxpr."""
 
+from jaxopt_compress.graph.cost import equation as equation
 from jaxopt_compress.graph.cost import multiply_adds as multiply_adds
+from jaxopt_compress.graph.groups import Group as Group
+from jaxopt_compress.graph.groups import Slices as Slices
+from jaxopt_compress.graph.narrowing import Narrowing as Narrowing
+from jaxopt_compress.graph.narrowing import removed_atoms as removed_atoms
+from jaxopt_compress.graph.trace import Graph as Graph
+from jaxopt_compress.graph.trace import trace as trace
+from jaxopt_compress.graph.uses import Use as Use

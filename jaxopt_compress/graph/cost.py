@@ -36,16 +36,19 @@ def _count(jaxpr: jex.Jaxpr) -> int:
 
 def _equation(eqn: jex.JaxprEqn) -> int:
     name = eqn.primitive.name
-    if name == "dot_general":
-        return _dot(eqn)
-    if name == "conv_general_dilated":
-        return _conv(eqn)
+    if name in ("dot_general", "conv_general_dilated"):
+        return equation(eqn)
     inner = [_count(jaxpr) for jaxpr in jex.jaxprs_in_params(eqn.params)]
     if name == "while" and any(inner):
         raise ValueError("`multiply_adds`: a contraction stands in a `while` loop; its iterations cannot be counted.")
     if name == "cond":
         return max(inner, default=0)
     return sum(inner) * (eqn.params["length"] if name == "scan" else 1)
+
+
+def equation(eqn: jex.JaxprEqn) -> int:
+    """Count the multiply-adds of one contraction or convolution."""
+    return _dot(eqn) if eqn.primitive.name == "dot_general" else _conv(eqn)
 
 
 def _dot(eqn: jex.JaxprEqn) -> int:

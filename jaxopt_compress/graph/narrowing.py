@@ -1,0 +1,170 @@
+"""The run of a program on arrays from which indices were removed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxopt_compress.graph import axes
+from jaxopt_compress.graph.atoms import NEVER
+from jaxopt_compress.graph.axes import KNOWN, UNIFORM
+from jaxopt_compress.graph.coupling import Coupling
+from jaxopt_compress.graph.program import Op, Program, Value, bind
+
+
+@dataclass(eq=False)
+class Narrowing:
+    """What is removed, and the arrays so far.
+
+    Attributes:
+      coupling: what the passes found.
+      removed: for each atom whether it is removed.
+      recount: whether means are taken over the entries that are left, instead of as if the others were there.
+      arrays: the narrow arrays by value.
+    """
+
+    coupling: Coupling
+    removed: np.ndarray
+    recount: bool = False
+    arrays: dict[Value, Any] = field(default_factory=dict)
+    _kept: dict[tuple[Value, int], np.ndarray] = field(default_factory=dict)
+    _touched: dict[Op, bool] = field(default_factory=dict)
+
+    # --- what is left ---
+
+    def shrinks(self, value: Value, dim: int) -> bool:
+        """Tell whether an axis loses any index."""
+        return len(self.kept(value, dim)) < value.shape[dim]
+
+    def kept(self, value: Value, dim: int) -> np.ndarray:
+        """Return the indices of an axis that are left."""
+        key = (value, dim)
+        if key not in self._kept:
+            axis = self.coupling.axes(value)[dim] if not value.axes else value.axes[dim]
+            self._kept[key] = (
+                np.flatnonzero(~self.removed[axis.ids].any(axis=1)) if axis.shrinks else np.arange(axis.size)
+            )
+        return self._kept[key]
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """Return the shape of the narrow array."""
+        return tuple(len(self.kept(value, dim)) for dim in range(value.ndim))
+
+    def positions(self, value: Value, dim: int, index: np.ndarray) -> np.ndarray:
+        """Return where indices of the whole axis, all of them kept, stand in the narrow one."""
+        return np.searchsorted(self.kept(value, dim), index)
+
+    def cut(self, value: Value, array: Any) -> Any:
+        """Narrow a whole array."""
+        for dim in range(value.ndim):
+            if self.shrinks(value, dim):
+                array = (np if isinstance(array, np.ndarray) else jnp).take(array, self.kept(value, dim), axis=dim)
+        return array
+
+    # --- what was removed ---
+
+    def removed_numbers(self, value: Value, dim: int) -> dict[float, int]:
+        """Return the numbers that the removed slices of an axis hold, as far as they are known, with their count."""
+        _, known, numbers = self._gone(value, dim)
+        found, counts = np.unique(numbers[known], return_counts=True)
+        return {float(number): int(count) for number, count in zip(found, counts)}
+
+    def removed_lanes(self, value: Value, dim: int) -> int:
+        """Return how many removed slices are all equal, without being known."""
+        flags, known, _ = self._gone(value, dim)
+        return int((~known & (flags & UNIFORM > 0)).sum())
+
+    def _gone(self, value: Value, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return flags, whether known, and numbers of each removed index; of several removed atoms the best known."""
+        axis = value.axes[dim]
+        out = self.removed[axis.ids]
+        rows = out.any(axis=1)
+        flags = np.where(out, axis.flags, 0)[rows]
+        known = flags & KNOWN > 0
+        numbers = (
+            np.take_along_axis(axis.values[rows], known.argmax(axis=1)[:, None], 1)[:, 0] if rows.any() else rows[:0]
+        )
+        return np.bitwise_or.reduce(flags, axis=1), known.any(axis=1), numbers
+
+    def lane(self, value: Value, dim: int) -> Any:
+        """Compute one removed slice of an axis, with length 1 along it; all removed ones are equal to it."""
+        axis, op = value.axes[dim], value.op
+        numbers = self.removed_numbers(value, dim)
+        if numbers:
+            shape = [1 if d == dim else len(self.kept(value, d)) for d in range(value.ndim)]
+            return jnp.full(shape, next(iter(numbers)), value.aval.dtype)
+        if op is None or not axis.shrinks:
+            raise ValueError("`graph`: a removed slice cannot be computed; please report the function.")
+        return _lane(self, op, value, dim)
+
+    # --- the run ---
+
+    def run(self, program: Program, args: Sequence[Any]) -> list[Any]:
+        """Run a program on narrow arrays."""
+        self.arrays.update(zip(program.ins, args, strict=True))
+        for op in program.ops:
+            found = self._run(op)
+            self.arrays.update(zip(op.outs, found, strict=True))
+        return [self.read(value) for value in program.outs]
+
+    def _run(self, op: Op) -> list[Any]:
+        args = [self.read(value) for value in op.ins]
+        if self.touched(op):
+            return self.coupling.rule(op).narrow(self, op, args)
+        return bind(op, args)
+
+    def read(self, value: Value) -> Any:
+        """Return the narrow array of a value."""
+        if value not in self.arrays and value.const is not None and value.op is None:
+            self.arrays[value] = self.cut(value, value.const)
+        return self.arrays[value]
+
+    def touched(self, op: Op) -> bool:
+        """Tell whether anything that goes in, comes out or is inside of an operation loses an index."""
+        if op not in self._touched:
+            values = [*op.ins, *op.outs]
+            self._touched[op] = any(self.shrinks(value, dim) for value in values for dim in range(value.ndim)) or any(
+                self.touched(inner) for body in op.bodies for inner in body.ops
+            )
+        return self._touched[op]
+
+
+def _lane(narrowing: Narrowing, op: Op, value: Value, dim: int) -> Any:
+    """Compute a slice from slices of what the operation takes in."""
+    if op.name == "broadcast_in_dim":
+        return _broadcast_lane(narrowing, op, dim)
+    size = value.shape[dim]
+    lanes = [narrowing.lane(v, dim) if v.ndim and v.shape[dim] == size else narrowing.read(v) for v in op.ins]
+    return bind(op, lanes)[op.outs.index(value)]
+
+
+def _broadcast_lane(narrowing: Narrowing, op: Op, dim: int) -> Any:
+    places, operand = op.params["broadcast_dimensions"], op.ins[0]
+    shape = [1 if d == dim else size for d, size in enumerate(narrowing.shape(op.outs[0]))]
+    array = narrowing.read(operand)
+    if dim in places and operand.shape[places.index(dim)] != 1:
+        array = narrowing.lane(operand, places.index(dim))
+    return lax.broadcast_in_dim(array, shape, places)
+
+
+def removed_atoms(coupling: Coupling, held: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Find the atoms that are removed, given which indices of some axes are.
+
+    Args:
+      coupling: where the atoms are from.
+      held: sets of atoms, `[n, k]`, and whether each index is removed, `[n]`, for each axis.
+
+    Returns:
+      For each atom whether it is removed: all indices that hold it are.
+    """
+    seen, stays = np.zeros(coupling.atoms.count, bool), np.zeros(coupling.atoms.count, bool)
+    for ids, gone in held:
+        seen[ids] = True
+        stays[ids[~gone]] = True
+    removed = seen & ~stays
+    removed[NEVER] = False
+    return removed
