@@ -3,9 +3,9 @@
 An *atom* is an unknown: "is this removed?". Each index of each axis has a set of atoms, and is removed if any of them
 is. An equation says that two axes lose the same indices. Where both sides hold one atom an index, the two become one
 (union-find). Where one side holds one and the other several (a flat axis of a grid, cut into heads and what is in
-them), the one is from then on the several: `flat[i * n + j] = row[i] or column[j]`. So removing a whole row and removing
-a column are both open, and removing one entry is not, as no array could be without it. What cannot be solved so is
-pinned: never removed, which satisfies any equation.
+them), the one is from then on the several: `flat[i * n + j] = row[i] or column[j]`. So
+removing a whole row and removing a column are both open, and removing one entry is not, as no array could be without
+it. What cannot be solved so is pinned: never removed, which satisfies any equation.
 """
 
 import numpy as np

@@ -40,6 +40,7 @@ class Axis:
 
     @property
     def size(self) -> int:
+        """Its length."""
         return len(self.ids)
 
     @property
@@ -121,10 +122,11 @@ def _straighten(atoms: Atoms, column: np.ndarray, sizes: Sequence[int], reason: 
 
 def _side(one: Axis, sizes: Sequence[int], dim: int) -> Axis:
     """Return what stands along one axis of the grid: the atoms that change along it and along no other."""
-    width, size = one.ids.shape[1], sizes[dim]
-    views = [np.moveaxis(a.reshape(*sizes, width), dim, 0).reshape(size, -1, width) for a in (one.ids, one.flags)]
-    ids, flags = views
-    values = np.moveaxis(one.values.reshape(*sizes, width), dim, 0).reshape(size, -1, width)
+    width, size, others = one.ids.shape[1], sizes[dim], one.size // sizes[dim]
+    ids, flags, values = (
+        np.moveaxis(array.reshape(*sizes, width), dim, 0).reshape(size, others, width)
+        for array in (one.ids, one.flags, one.values)
+    )
     here = (ids == ids[:, :1]).all(axis=(0, 1))  # columns that are the same all along the other axes
     here &= (ids[:, 0] != ids[:1, 0]).any(axis=0)
     ids, flags, values = ids[:, :, here], flags[:, :, here], values[:, :, here]

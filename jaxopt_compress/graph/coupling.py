@@ -73,6 +73,7 @@ class Coupling:
 
     @property
     def settled(self) -> bool:
+        """Whether this is the second run, in which fills are followed."""
         return self.atoms.settled
 
     def axes(self, value: Value) -> list[Axis]:

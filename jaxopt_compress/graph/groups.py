@@ -80,7 +80,7 @@ def groups(coupling: Coupling, paths: Sequence[str], leaves: Sequence[Value]) ->
     return tuple(_named_apart(found))
 
 
-def _named_apart(found: Sequence[Group]) -> list[Group]:
+def _named_apart(found: list[Group]) -> list[Group]:
     """Add to names that two groups share how many entries a unit has on that axis: heads of 16, and what is in them."""
     for width in (True, False):
         names = [group.name for group in found]
@@ -92,7 +92,7 @@ def _named_apart(found: Sequence[Group]) -> list[Group]:
                 )
                 mark = f"/{entries}" if width else f"#{names[:place].count(group.name)}"
                 found[place] = replace(group, name=group.name + mark)
-    return list(found)
+    return found
 
 
 def _occurrences(coupling: Coupling, leaves: Sequence[Value]) -> np.ndarray:

@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxopt_compress.graph import axes
 from jaxopt_compress.graph.atoms import NEVER
 from jaxopt_compress.graph.axes import KNOWN, UNIFORM
 from jaxopt_compress.graph.coupling import Coupling
@@ -81,14 +79,12 @@ class Narrowing:
     def _gone(self, value: Value, dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return flags, whether known, and numbers of each removed index; of several removed atoms the best known."""
         axis = value.axes[dim]
-        out = self.removed[axis.ids]
-        rows = out.any(axis=1)
-        flags = np.where(out, axis.flags, 0)[rows]
+        rows = np.flatnonzero(self.removed[axis.ids].any(axis=1))
+        flags = np.where(self.removed[axis.ids[rows]], axis.flags[rows], 0)
         known = flags & KNOWN > 0
-        numbers = (
-            np.take_along_axis(axis.values[rows], known.argmax(axis=1)[:, None], 1)[:, 0] if rows.any() else rows[:0]
-        )
-        return np.bitwise_or.reduce(flags, axis=1), known.any(axis=1), numbers
+        best = known.argmax(axis=1)[:, None] if rows.size else np.zeros((0, 1), np.int64)
+        numbers = np.take_along_axis(axis.values[rows], best, axis=1)[:, 0] if axis.shrinks else np.zeros(0)
+        return np.bitwise_or.reduce(flags, axis=1), np.asarray(known.any(axis=1)), numbers
 
     def lane(self, value: Value, dim: int) -> Any:
         """Compute one removed slice of an axis, with length 1 along it; all removed ones are equal to it."""

@@ -5,11 +5,12 @@ variables stand for several values. Here each use has its own. `jit` and its lik
 own (`scan`, `while`, `cond`, `remat`, custom derivatives) keeps its bodies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 from jax.extend import source_info_util
@@ -51,10 +52,12 @@ class Value:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Its shape."""
         return self.aval.shape
 
     @property
     def ndim(self) -> int:
+        """The number of its axes."""
         return len(self.aval.shape)
 
 
@@ -78,10 +81,12 @@ class Op:
 
     @property
     def name(self) -> str:
+        """The name of the primitive."""
         return self.eqn.primitive.name
 
     @property
     def params(self) -> dict[str, Any]:
+        """The parameters of the equation."""
         return self.eqn.params
 
     @property
@@ -122,9 +127,9 @@ def bind(op: Op, args: Sequence[Any]) -> list[Any]:
 def constant(value: Value, limit: int = 1 << 22) -> np.ndarray | None:
     """Return the numbers of a value that depends on no parameter and no input; None if it does, or is large."""
     if value.const is not None:
-        return None if isinstance(value.const, jax.core.Tracer) else value.const
+        return None if is_tracer(value.const) else value.const
     op = value.op
-    if op is None or value.varies or op.bodies or value.aval.size > limit or _is_opaque(value):
+    if op is None or value.varies or op.bodies or value.aval.size > limit or is_opaque(value.aval):
         return None
     args = [constant(arg, limit) for arg in op.ins]
     if any(arg is None for arg in args) or getattr(op.eqn, "effects", None):
@@ -132,12 +137,18 @@ def constant(value: Value, limit: int = 1 << 22) -> np.ndarray | None:
     with jax.ensure_compile_time_eval():
         found = bind(op, args)
     for out, array in zip(op.outs, found, strict=True):
-        out.const = array if _is_opaque(out) else np.asarray(array)
+        out.const = array if is_opaque(out.aval) else np.asarray(array)
     return value.const
 
 
-def _is_opaque(value: Value) -> bool:
-    return jax.dtypes.issubdtype(value.aval.dtype, jax.dtypes.extended)
+def is_tracer(array: Any) -> bool:
+    """Tell whether an array belongs to a trace that is going on."""
+    return isinstance(array, jax.core.Tracer)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def is_opaque(value: Any) -> bool:
+    """Tell whether entries are random keys or the like, which are no numbers."""
+    return jnp.issubdtype(value.dtype, jax.dtypes.extended)
 
 
 def _line(eqn: jex.JaxprEqn) -> str:
@@ -161,7 +172,7 @@ def _read(jaxpr: jex.Jaxpr, consts: Sequence[Any], ins: list[Value], around: str
 
 
 def _value(env: dict[Any, Value], var: Any) -> Value:
-    return Value(var.aval, const=np.asarray(var.val, var.aval.dtype)) if isinstance(var, jex.Literal) else env[var]
+    return Value(var.aval, const=np.asarray(var.val)) if isinstance(var, jex.Literal) else env[var]
 
 
 def _inner(eqn: jex.JaxprEqn) -> jex.ClosedJaxpr:
@@ -222,6 +233,7 @@ def _carried(body: jex.Jaxpr, op: Op) -> range:
 
 def scan_counts(eqn: jex.JaxprEqn, body: jex.Jaxpr) -> tuple[int, int]:
     """Return the numbers of constants and carries, read off the shapes: parameters differ between versions of JAX."""
-    carries = sum(len(out.aval.shape) == len(var.aval.shape) for out, var in zip(eqn.outvars, body.outvars))
-    sequences = sum(len(var.aval.shape) == len(i.aval.shape) + 1 for var, i in zip(eqn.invars, body.invars))
+    ranks: Callable[[Sequence[Any]], list[int]] = lambda variables: [len(v.aval.shape) for v in variables]  # noqa: E731
+    carries = sum(out == inner for out, inner in zip(ranks(eqn.outvars), ranks(body.outvars)))
+    sequences = sum(out == inner + 1 for out, inner in zip(ranks(eqn.invars), ranks(body.invars)))
     return len(eqn.invars) - carries - sequences, carries

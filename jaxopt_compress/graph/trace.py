@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from jaxopt_compress import tree
 from jaxopt_compress.graph import axes
@@ -14,7 +14,7 @@ from jaxopt_compress.graph.axes import SURE
 from jaxopt_compress.graph.coupling import Coupling, Leak
 from jaxopt_compress.graph.folding import bias_after
 from jaxopt_compress.graph.groups import Group, groups
-from jaxopt_compress.graph.program import Op, Program, Value, program
+from jaxopt_compress.graph.program import Op, Program, Value, is_opaque, program
 from jaxopt_compress.graph.rules import rule
 from jaxopt_compress.graph.uses import Use, table, uses
 
@@ -89,7 +89,7 @@ def trace(fn: Callable, params: Any, *inputs: Any, shrinkable: tree.Where | None
     Example:
       >>> mlp = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]
       >>> shape = jax.ShapeDtypeStruct
-      >>> graph = trace(mlp, {"up": shape((4, 8), "float32"), "down": shape((8, 3), "float32")}, np.ones((2, 4), "f"))
+      >>> graph = trace(mlp, {"up": shape((4, 8), "float32"), "down": shape((8, 3), "float32")}, jnp.ones((2, 4)))
       >>> [(group.name, group.size) for group in graph.groups]
       [('up[1]', 8)]
     """
@@ -134,7 +134,7 @@ def _tie(coupling: Coupling, whole: Program, flat: list[Any]) -> None:
     for value, leaf in zip(whole.ins, flat):
         owner = first.setdefault(id(leaf), value) if isinstance(leaf, jax.Array) else value
         value.axes = [coupling.fresh((owner, dim), size) for dim, size in enumerate(value.shape)]
-        if jax.dtypes.issubdtype(value.aval.dtype, jax.dtypes.extended):
+        if is_opaque(value.aval):
             why = coupling.atoms.reason("it holds random keys")
             value.axes = [axes.fixed(size, why) for size in value.shape]
 
@@ -171,7 +171,7 @@ def _originate(value: Value, place: int) -> None:
 
 def _mask(axis: axes.Axis, read: bool, value: Value) -> axes.Axis:
     """A slice that makes a channel is zero when masked; one that reads it is what it is, and so is an integer."""
-    zero = not read and jax.dtypes.issubdtype(value.aval.dtype, np.inexact)
+    zero = not read and jnp.issubdtype(value.aval.dtype, jnp.inexact)
     return axes.axis(axis.ids, SURE if zero else 0, origins=axis.origins, why=axis.why)
 
 

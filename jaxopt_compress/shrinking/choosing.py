@@ -106,7 +106,7 @@ def _along(found: Mapping[str, Any], graph: Graph, path: str, axis: int) -> np.n
     score = np.asarray(jax.device_get(found[path]), np.float64) if path in found else np.zeros(())
     if score.shape != shape:
         raise ValueError(
-            f"`shrinking`: scores have the shapes of the parameters; {path!r} is {shape}, got {score.shape}."
+            f"`shrinking`: scores have the shapes of the parameters; {path!r} has {shape}, got {score.shape}."
         )
     return score.sum(axis=tuple(dim for dim in range(score.ndim) if dim != axis))
 
@@ -154,8 +154,8 @@ def _until(graph: Graph, take: _Taking, target: float) -> Cut:
     least = narrow_multiply_adds(graph, best)
     if least > (1 - target) * whole:
         raise ValueError(
-            f"`shrinking.choose`: {target:.0%} of the multiply-adds can be removed; with {take.minimum} unit(s) of each "
-            f"group left, {1 - least / whole:.1%} can."
+            f"`shrinking.choose`: {target:.0%} of the multiply-adds can be removed; with {take.minimum} unit(s) of "
+            f"each group left, {1 - least / whole:.1%} can."
         )
     for _ in range(24):
         middle = (low + high) / 2

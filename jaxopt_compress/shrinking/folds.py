@@ -74,8 +74,8 @@ def _onto(graph: Graph, bias: Bias, constant: np.ndarray) -> np.ndarray:
     spread = np.abs(constant.reshape(-1) - found[where.reshape(-1)]).max(initial=0.0)
     if spread > 1e-4 * max(np.abs(found).max(initial=0.0), 1e-6):
         raise ValueError(
-            f"`shrinking.remove`: the constant of removed channels is the same everywhere; at {graph.paths[bias.leaf]!r} "
-            f"it differs by {spread}. Please report the function."
+            "`shrinking.remove`: the constant of removed channels is the same everywhere; at "
+            f"{graph.paths[bias.leaf]!r} it differs by {spread}. Please report the function."
         )
     more = np.zeros(int(np.prod(shape)))
     more[entries] = found

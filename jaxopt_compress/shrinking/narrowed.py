@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxopt_compress import tree
 from jaxopt_compress.graph import Graph, Narrowing, removed_atoms, trace
+from jaxopt_compress.graph.program import is_tracer
 
 Kept = Mapping[str, Mapping[int, np.ndarray]]
 
@@ -58,7 +59,7 @@ class Narrowed:
         for path, leaf in tree.leaves(params).items():
             if np.shape(leaf) != self.shape(path):
                 raise ValueError(
-                    f"`shrinking`: parameter {path!r} has the shape {self.shape(path)} after removal; got {np.shape(leaf)}."
+                    f"`shrinking`: parameter {path!r} is {self.shape(path)} after removal; got {np.shape(leaf)}."
                 )
 
     def _graph(self, inputs: tuple[Any, ...]) -> tuple[Graph, np.ndarray]:
@@ -69,7 +70,7 @@ class Narrowed:
             return self._traced[key]
         graph = trace(self.fn, self.params, *inputs, shrinkable=self.shrinkable)
         found = graph, self._removed(graph)
-        if not any(isinstance(value.const, jax.core.Tracer) for op in graph.program.walk() for value in op.ins):
+        if not any(is_tracer(value.const) for op in graph.program.walk() for value in op.ins):
             self._traced[key] = found  # nothing of an outer trace may outlive it
         return found
 
@@ -87,6 +88,7 @@ class Narrowed:
                 if not np.array_equal(np.flatnonzero(~gone), wanted):
                     raise ValueError(
                         f"`shrinking`: with inputs of these shapes the function ties axis {dim} of {path!r} to other "
-                        f"axes than with the inputs it was traced with: {graph.why_fixed(path, dim) or 'another layout'}."
+                        "axes than with the inputs it was traced with: "
+                        f"{graph.why_fixed(path, dim) or 'another layout'}."
                     )
         return removed

@@ -185,7 +185,7 @@ def _check(graph: Graph, cut: Cut, inputs: tuple[Any, ...]) -> None:
             raise ValueError(
                 f"`shrinking.remove`: no group is called {name!r}; there are {', '.join(sizes) or 'none'}."
             )
-        if len(units) and not (0 <= min(units) and max(units) < sizes[name]):
+        if len(units) and (min(units) < 0 or max(units) >= sizes[name]):
             raise ValueError(f"`shrinking.remove`: units of {name!r} are 0 to {sizes[name] - 1}; got {units}.")
     got = jax.tree.map(np.shape, inputs)
     want = jax.tree.map(lambda leaf: leaf.shape, graph.inputs)

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxopt_compress import tree
 from jaxopt_compress.graph import Graph, Narrowing
+from jaxopt_compress.graph.program import is_opaque
 from jaxopt_compress.shrinking.narrowed import Narrowed
 
 
@@ -37,7 +38,7 @@ def difference(
     worst = 0.0
     pairs = zip(tree.leaves(before).items(), jax.tree.leaves(after), graph.program.outs)
     for (path, whole), narrow, value in pairs:
-        if jax.dtypes.issubdtype(value.aval.dtype, jax.dtypes.extended):
+        if is_opaque(value.aval):
             continue
         apart = _apart(np.asarray(narrowing.cut(value, whole)), np.asarray(narrow))
         worst = max(worst, apart)

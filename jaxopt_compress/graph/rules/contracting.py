@@ -78,7 +78,7 @@ def _sum_over(coupling: Coupling, op: Op, ids: np.ndarray, parts: Sequence[Axis]
     varies = [value.varies for value in op.ins]
     if varies[0] != varies[1] and folds and open_.any():
         side = varies.index(True)
-        constant = open_ & (fills[side][0] & CONSTANT > 0)
+        constant = open_ & (fills[side][0] & CONSTANT > 0) & np.isfinite(fills[side][1])
         if constant.any():
             coupling.folds[op] = np.unique(ids[constant])
         open_ &= ~constant
@@ -92,7 +92,8 @@ def _conv(coupling: Coupling, op: Op) -> None:
     lhs, rhs = op.ins
     numbers, groups = op.params["dimension_numbers"], op.params["feature_group_count"]
     if op.params["batch_group_count"] != 1:
-        return opaque(coupling, op)
+        opaque(coupling, op)
+        return
     (n, c, *space), (o, i, *window) = numbers.lhs_spec, numbers.rhs_spec
     for dim in space:
         coupling.pin(op, lhs.axes[dim], "slides along it")

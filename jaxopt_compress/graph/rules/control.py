@@ -138,8 +138,8 @@ def _cond(coupling: Coupling, op: Op) -> None:
     joined = [Value(out.aval, axes=list(coupling.axes(value))) for out, value in zip(op.outs, first.outs)]
     for body in others:
         _meet(coupling, op, joined, body.outs)
-    for out, value in zip(op.outs, joined):
-        coupling.produce([] if not op.ins[0].varies else value.axes)
+    for value in joined:
+        coupling.produce(value.axes if op.ins[0].varies else [])
     _outs(op, joined)
 
 

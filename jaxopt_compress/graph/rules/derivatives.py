@@ -34,14 +34,14 @@ def narrow_custom_jvp(narrowing: Narrowing, op: Op, args: Sequence[Any]) -> list
 
 def narrow_custom_vjp(narrowing: Narrowing, op: Op, args: Sequence[Any]) -> list[Any]:
     """Run a function with a VJP rule, which goes on to hold; its forward part is run again in the backward pass."""
-    pull = lambda primals, cotangents: jax.vjp(lambda *a: bind(op, a), *primals)[1](cotangents)  # noqa: E731
+    pull = lambda primals, cotangents: jax.vjp(lambda *a: bind(op, a), *primals)[1](list(cotangents))  # noqa: E731
 
     @jax.custom_vjp
     def function(*arrays):
         return tuple(_body(narrowing, op, arrays))
 
     def backward(arrays, cotangents):
-        found = iter(narrowed(narrowing, pull, (op.ins, op.outs))(arrays, list(cotangents)))
+        found = iter(narrowed(narrowing, pull, (op.ins, op.outs))(arrays, cotangents))
         return tuple(next(found) for _ in arrays)
 
     function.defvjp(lambda *arrays: (tuple(_body(narrowing, op, arrays)), arrays), backward)
@@ -56,9 +56,7 @@ def _body(narrowing: Narrowing, op: Op, arrays: Sequence[Any]) -> list[Any]:
 
 def narrowed(narrowing: Narrowing, fn: Callable, groups: Sequence[Sequence[Value]]) -> Callable[..., list[Any]]:
     """Return `fn`, which takes one sequence of whole arrays for each group of values, for their narrow arrays."""
-    whole = [tuple(jax.ShapeDtypeStruct(v.shape, v.aval.dtype) for v in group) for group in groups]
-    if len(groups) == 2:
-        whole[1] = type(whole[1])(whole[1]) if groups[1] is groups[0] else list(whole[1])
+    whole: list[Any] = [tuple(jax.ShapeDtypeStruct(v.shape, v.aval.dtype) for v in group) for group in groups]
     closed = jax.make_jaxpr(fn)(*whole)
     inner = program(closed, 0)
     coupling = Coupling(narrowing.coupling.rule)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxopt_compress.graph import axes
 from jaxopt_compress.graph.axes import CONSTANT, KNOWN, SURE, UNIFORM, Axis
 from jaxopt_compress.graph.coupling import Coupling
-from jaxopt_compress.graph.program import Op, Value, bind, constant
+from jaxopt_compress.graph.program import Op, Value, bind, constant, is_opaque
 from jaxopt_compress.graph.rules.rule import Rule, as_it_is
 
 NAMES = """
@@ -20,7 +20,7 @@ gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log l
 name ne neg nextafter not optimization_barrier or polygamma population_count pow pvary real reduce_precision
 regularized_incomplete_beta rem reshard round rsqrt select_n sharding_constraint shift_left shift_right_arithmetic
 shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
-""".split()
+"""
 
 
 def couple(coupling: Coupling, op: Op) -> None:
@@ -53,7 +53,7 @@ def _fill(value: Value, dim: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarr
         flags, values = axes.fill(value.axes[dim], ids)
         return _uniform(flags, values, ids), values
     number = constant(value) if value.aval.size == 1 else None
-    if number is not None and not jax.dtypes.issubdtype(value.aval.dtype, jax.dtypes.extended):
+    if number is not None and not is_opaque(value.aval):
         return np.full(ids.shape, SURE, np.uint8), np.full(ids.shape, float(np.real(number.reshape(()))))
     one_number = value.aval.size == 1 and not value.varies
     return np.full(ids.shape, UNIFORM | CONSTANT if one_number else UNIFORM, np.uint8), np.zeros(ids.shape)
@@ -118,4 +118,4 @@ def _scalar(coupling: Coupling, op: Op, numbers: tuple[float, ...]) -> float:
     return coupling.scalars[key]
 
 
-RULES = dict.fromkeys(NAMES, Rule(couple, as_it_is))
+RULES = dict.fromkeys(NAMES.split(), Rule(couple, as_it_is))
