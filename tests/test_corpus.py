@@ -73,7 +73,9 @@ def test_gradients_are_those_of_the_masked_function(case):
     for path, slope in tree.weights(small.narrow(tree.replace(params, whole))).items():
         if path in narrow and path not in folded:
             scale = max(float(np.abs(np.asarray(whole[path], np.float32)).max(initial=0)), 1e-3)
-            np.testing.assert_allclose(np.asarray(narrow[path], np.float32), np.asarray(slope, np.float32), atol=2e-3 * scale)
+            np.testing.assert_allclose(
+                np.asarray(narrow[path], np.float32), np.asarray(slope, np.float32), atol=2e-3 * scale
+            )
 
 
 def folds(traced):

@@ -80,6 +80,8 @@ def concatenate(parts: Sequence[Axis]) -> Axis:
         np.concatenate([np.pad(getattr(part, name), pad) for part, pad in zip(parts, pads)])
         for name in ("ids", "flags", "values")
     )
+    if sum(bool((part.flags & (UNIFORM | KNOWN) == UNIFORM).any()) for part in parts) > 1:
+        flags = np.where(flags & KNOWN > 0, flags, flags & ~np.uint8(UNIFORM))  # equal in each part, not in all
     return Axis(ids, flags, values, origins(parts), why(parts))
 
 

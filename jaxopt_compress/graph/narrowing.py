@@ -1,7 +1,7 @@
 """The run of a program on arrays from which indices were removed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,14 +23,19 @@ class Narrowing:
       removed: for each atom whether it is removed.
       recount: whether means are taken over the entries that are left, instead of as if the others were there.
       arrays: the narrow arrays by value.
+      only: the one removed atom whose slices are computed instead of those that are kept, if one is (see `lane`).
+      outer: the run that it is computed for.
     """
 
     coupling: Coupling
     removed: np.ndarray
     recount: bool = False
     arrays: dict[Value, Any] = field(default_factory=dict)
+    only: int = NEVER
+    outer: "Narrowing | None" = None
     _kept: dict[tuple[Value, int], np.ndarray] = field(default_factory=dict)
     _touched: dict[Op, bool] = field(default_factory=dict)
+    _lanes: "dict[int, Narrowing]" = field(default_factory=dict)
 
     # --- what is left ---
 
@@ -43,9 +48,9 @@ class Narrowing:
         key = (value, dim)
         if key not in self._kept:
             axis = self.coupling.axes(value)[dim] if not value.axes else value.axes[dim]
-            self._kept[key] = (
-                np.flatnonzero(~self.removed[axis.ids].any(axis=1)) if axis.shrinks else np.arange(axis.size)
-            )
+            gone = self.removed[axis.ids].any(axis=1)
+            here = (axis.ids == self.only).any(axis=1) & (self.only != NEVER)
+            self._kept[key] = np.flatnonzero(here if here.any() else ~gone)
         return self._kept[key]
 
     def shape(self, value: Value) -> tuple[int, ...]:
@@ -87,15 +92,16 @@ class Narrowing:
         return np.bitwise_or.reduce(flags, axis=1), np.asarray(known.any(axis=1)), numbers
 
     def lane(self, value: Value, dim: int) -> Any:
-        """Compute one removed slice of an axis, with length 1 along it; all removed ones are equal to it."""
-        axis, op = value.axes[dim], value.op
-        numbers = self.removed_numbers(value, dim)
-        if numbers:
-            shape = [1 if d == dim else len(self.kept(value, d)) for d in range(value.ndim)]
-            return jnp.full(shape, next(iter(numbers)), value.aval.dtype)
-        if op is None or not axis.shrinks:
-            raise ValueError("`graph`: a removed slice cannot be computed; please report the function.")
-        return _lane(self, op, value, dim)
+        """Compute one of the removed slices of an axis that are all equal, with length 1 along it.
+
+        The part of the program that leads to it is run once more, with that one index instead of those that are kept.
+        """
+        axis = value.axes[dim]
+        free = self.removed[axis.ids] & (axis.flags & UNIFORM > 0) & (axis.flags & KNOWN == 0)
+        atom = int(axis.ids[free][0])
+        if atom not in self._lanes:
+            self._lanes[atom] = replace(self, arrays={}, only=atom, outer=self, _kept={}, _touched={}, _lanes={})
+        return lax.slice_in_dim(self._lanes[atom].read(value), 0, 1, axis=dim)
 
     # --- the run ---
 
@@ -115,9 +121,23 @@ class Narrowing:
 
     def read(self, value: Value) -> Any:
         """Return the narrow array of a value."""
-        if value not in self.arrays and value.const is not None and value.op is None:
-            self.arrays[value] = self.cut(value, value.const)
+        if value not in self.arrays:
+            if self.outer is not None:
+                self._read_lane(value, self.outer)
+            else:
+                self.arrays[value] = self.cut(value, value.const)
         return self.arrays[value]
+
+    def _read_lane(self, value: Value, outer: "Narrowing") -> None:
+        axis = next((a for a in value.axes if (a.ids == self.only).any()), None)
+        if axis is None:
+            self.arrays[value] = outer.read(value)
+        elif (known := (axis.ids == self.only) & (axis.flags & KNOWN > 0)).any():
+            self.arrays[value] = jnp.full(self.shape(value), axis.values[known][0], value.aval.dtype)
+        elif value.op is None:
+            self.arrays[value] = self.cut(value, value.const)
+        else:
+            self.arrays.update(zip(value.op.outs, self._run(value.op), strict=True))
 
     def touched(self, op: Op) -> bool:
         """Tell whether anything that goes in, comes out or is inside of an operation loses an index."""
@@ -127,24 +147,6 @@ class Narrowing:
                 self.touched(inner) for body in op.bodies for inner in body.ops
             )
         return self._touched[op]
-
-
-def _lane(narrowing: Narrowing, op: Op, value: Value, dim: int) -> Any:
-    """Compute a slice from slices of what the operation takes in."""
-    if op.name == "broadcast_in_dim":
-        return _broadcast_lane(narrowing, op, dim)
-    size = value.shape[dim]
-    lanes = [narrowing.lane(v, dim) if v.ndim and v.shape[dim] == size else narrowing.read(v) for v in op.ins]
-    return bind(op, lanes)[op.outs.index(value)]
-
-
-def _broadcast_lane(narrowing: Narrowing, op: Op, dim: int) -> Any:
-    places, operand = op.params["broadcast_dimensions"], op.ins[0]
-    shape = [1 if d == dim else size for d, size in enumerate(narrowing.shape(op.outs[0]))]
-    array = narrowing.read(operand)
-    if dim in places and operand.shape[places.index(dim)] != 1:
-        array = narrowing.lane(operand, places.index(dim))
-    return lax.broadcast_in_dim(array, shape, places)
 
 
 def removed_atoms(coupling: Coupling, held: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -4,7 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.corpus.layers import attention, dense, dense_init, heads, layer_norm, merged, norm_init, rms_norm, scores
+from tests.corpus.layers import (
+    attention,
+    dense,
+    dense_init,
+    heads,
+    layer_norm,
+    merged,
+    norm_init,
+    normal,
+    rms_norm,
+    scores,
+)
 
 QKV = "{q,k,v}/kernel:1 {q,k,v}/bias:0 o/kernel:0"
 
@@ -125,3 +136,62 @@ def linear(feature):
 def with_transposes(p, q, k, v):
     q, k, v = (a.transpose(0, 2, 1, 3) for a in (q, k, v))
     return (jax.nn.softmax(q @ k.swapaxes(2, 3) / 2) @ v).transpose(0, 2, 1, 3)
+
+
+# --- `body(p, x)` on a stream of (2, 5, 10) ---
+
+
+def llama_init(rng):
+    params = {"norm_0": norm_init(rng, 10, bias=False), "norm_1": norm_init(rng, 10, bias=False)}
+    params |= {"att": qkv_init(rng, 10, 24, 10, bias=False, kv=8), "gate_up": dense_init(rng, 10, 28, bias=False)}
+    return params | {"down": dense_init(rng, 14, 10, bias=False)}
+
+
+def llama(p, x):
+    """6 heads of 4 share 2 keys and values."""
+    q, k, v = split_heads(p["att"], rms_norm(p["norm_0"], x), 6, 2)
+    y = attention(rope(q), jnp.repeat(rope(k), 3, 2), jnp.repeat(v, 3, 2), causal=True)
+    x = x + dense(p["att"]["o"], merged(y))
+    gate, up = jnp.split(dense(p["gate_up"], rms_norm(p["norm_1"], x)), 2, -1)
+    return x + dense(p["down"], jax.nn.silu(gate) * up)
+
+
+def t5(p, x):
+    """A learned bias for each head and distance, clipped at 2."""
+    q, k, v = split_heads(p["att"], rms_norm(p["norm"], x), 3)
+    distance = np.clip(np.arange(5)[None] - np.arange(5)[:, None], -2, 1) + 2
+    logits = scores(q, k) + p["table"][jnp.asarray(distance)].transpose(2, 0, 1)[None]
+    y = jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(logits), v)
+    return x + dense(p["att"]["o"], merged(y))
+
+
+def t5_init(rng):
+    return {"norm": norm_init(rng, 10, False), "att": qkv_init(rng, 10, 12, 10, False), "table": normal(rng, 4, 3)}
+
+
+def gmlp(p, x):
+    u, v = jnp.split(jax.nn.gelu(dense(p["up"], layer_norm(p["ln_0"], x))), 2, -1)
+    v = jnp.einsum("bsc,st->btc", layer_norm(p["ln_1"], v), p["space"]["kernel"])
+    return x + dense(p["down"], u * (v + p["space"]["bias"][None, :, None]))
+
+
+def gmlp_init(rng):
+    params = {"ln_0": norm_init(rng, 10), "up": dense_init(rng, 10, 16), "ln_1": norm_init(rng, 8)}
+    return params | {"space": dense_init(rng, 5, 5), "down": dense_init(rng, 8, 10)}
+
+
+def mixer(p, x):
+    h = layer_norm(p["ln_0"], x).swapaxes(1, 2)
+    x = x + dense(p["token_down"], jax.nn.gelu(dense(p["token_up"], h))).swapaxes(1, 2)
+    return x + dense(p["down"], jax.nn.gelu(dense(p["up"], layer_norm(p["ln_1"], x))))
+
+
+def mixer_init(bias):
+    """Whether the layers over tokens have biases."""
+
+    def init(rng):
+        params = {"token_up": dense_init(rng, 5, 8, bias=bias), "token_down": dense_init(rng, 8, 5, bias=bias)}
+        params |= {"ln_0": norm_init(rng, 10), "ln_1": norm_init(rng, 10)}
+        return params | {"up": dense_init(rng, 10, 14), "down": dense_init(rng, 14, 10)}
+
+    return init

@@ -277,7 +277,7 @@ CASES = (
         pinned=NORMED + NORMED_ENDS,
     ),
     Case(
-        "bn_captured_no_affine_flatten",  # (0 - mean) / std is a constant, and a dense layer over all positions absorbs it
+        "bn_captured_no_affine_flatten",  # (0 - mean) / std is a constant for the head to absorb
         flat_head(lambda y: jax.nn.relu(captured({}, y)), features=48 * 7),
         exact=FLAT,
         pinned=FLAT_ENDS,

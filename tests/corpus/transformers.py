@@ -2,10 +2,23 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from tests.corpus.blocks import block, block_axes, block_init, qkv_init, rope, self_attention, split_heads
+from tests.corpus.blocks import (
+    block,
+    block_axes,
+    block_init,
+    gmlp,
+    gmlp_init,
+    llama,
+    llama_init,
+    mixer,
+    mixer_init,
+    qkv_init,
+    self_attention,
+    t5,
+    t5_init,
+)
 from tests.corpus.case import Case, axes
 from tests.corpus.layers import (
     attention,
@@ -18,8 +31,6 @@ from tests.corpus.layers import (
     nonzero,
     norm_init,
     normal,
-    rms_norm,
-    scores,
     seed,
     standardize,
 )
@@ -102,34 +113,6 @@ def bert():
     return fn, params, (ids(rng, 11, 2, 5), ids(rng, 2, 2, 5))
 
 
-def llama_init(rng):
-    params = {"norm_0": norm_init(rng, 10, bias=False), "norm_1": norm_init(rng, 10, bias=False)}
-    params |= {"att": qkv_init(rng, 10, 24, 10, bias=False, kv=8), "gate_up": dense_init(rng, 10, 28, bias=False)}
-    return params | {"down": dense_init(rng, 14, 10, bias=False)}
-
-
-def llama(p, x):
-    """6 heads of 4 share 2 keys and values."""
-    q, k, v = split_heads(p["att"], rms_norm(p["norm_0"], x), 6, 2)
-    y = attention(rope(q), jnp.repeat(rope(k), 3, 2), jnp.repeat(v, 3, 2), causal=True)
-    x = x + dense(p["att"]["o"], merged(y))
-    gate, up = jnp.split(dense(p["gate_up"], rms_norm(p["norm_1"], x)), 2, -1)
-    return x + dense(p["down"], jax.nn.silu(gate) * up)
-
-
-def t5(p, x):
-    """A learned bias for each head and distance, clipped at 2."""
-    q, k, v = split_heads(p["att"], rms_norm(p["norm"], x), 3)
-    distance = np.clip(np.arange(5)[None] - np.arange(5)[:, None], -2, 1) + 2
-    logits = scores(q, k) + p["table"][jnp.asarray(distance)].transpose(2, 0, 1)[None]
-    y = jnp.einsum("bhts,bshd->bthd", jax.nn.softmax(logits), v)
-    return x + dense(p["att"]["o"], merged(y))
-
-
-def t5_init(rng):
-    return {"norm": norm_init(rng, 10, False), "att": qkv_init(rng, 10, 12, 10, False), "table": normal(rng, 4, 3)}
-
-
 def parallel(p, x):
     h = layer_norm(p["ln_0"], x)
     return x + self_attention(p["att"], h, 3) + dense(p["down"], jax.nn.gelu(dense(p["up"], h)))
@@ -174,28 +157,6 @@ def bare_rms(x):
     return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-5)
 
 
-def mixer(p, x):
-    h = layer_norm(p["ln_0"], x).swapaxes(1, 2)
-    x = x + dense(p["token_down"], jax.nn.gelu(dense(p["token_up"], h))).swapaxes(1, 2)
-    return x + dense(p["down"], jax.nn.gelu(dense(p["up"], layer_norm(p["ln_1"], x))))
-
-
-def mixer_init(rng):
-    params = {"token_up": dense_init(rng, 5, 8), "token_down": dense_init(rng, 8, 5), "ln_0": norm_init(rng, 10)}
-    return params | {"ln_1": norm_init(rng, 10), "up": dense_init(rng, 10, 14), "down": dense_init(rng, 14, 10)}
-
-
-def gmlp(p, x):
-    u, v = jnp.split(jax.nn.gelu(dense(p["up"], layer_norm(p["ln_0"], x))), 2, -1)
-    v = jnp.einsum("bsc,st->btc", layer_norm(p["ln_1"], v), p["space"]["kernel"])
-    return x + dense(p["down"], u * (v + p["space"]["bias"][None, :, None]))
-
-
-def gmlp_init(rng):
-    params = {"ln_0": norm_init(rng, 10), "up": dense_init(rng, 10, 16), "ln_1": norm_init(rng, 8)}
-    return params | {"space": dense_init(rng, 5, 5), "down": dense_init(rng, 8, 10)}
-
-
 def decode(cached):
     """One token against a cache of 9, which is an input or belongs to the parameters."""
 
@@ -228,6 +189,13 @@ def full(name, make, more):
 
 
 BLOCKS = block_axes("blocks/{0,1}/")
+STACKED = {
+    "exact": STREAM + axes(block_axes("layers/", 1)),
+    "pinned": ENDS
+    + axes("layers/att/{q,k,v,o}/{kernel,bias}:0 layers/{up,down}/{kernel,bias}:0 layers/{ln_0,ln_1}/{scale,bias}:0"),
+}
+MIXED = axes("token_up/kernel:1 token_down/kernel:0 up/kernel:1 up/bias:0 down/kernel:0")
+MIXED_STREAM = axes("{ln_0,ln_1}/{scale,bias}:0 up/kernel:0 down/kernel:1 down/bias:0")
 
 CASES = (
     full("transformer", between(two_blocks, in_turn), BLOCKS),
@@ -236,18 +204,8 @@ CASES = (
         between(two_blocks, lambda p, x: in_turn(p, x, jax.checkpoint(block, static_argnums=2))),
         BLOCKS,
     ),
-    Case(
-        "transformer_scan",
-        between(stacked, by_scan(False)),
-        exact=STREAM + axes(block_axes("layers/", 1)),
-        pinned=ENDS + axes("layers/att/{q,k,v,o}/{kernel,bias}:0 layers/{up,down}/{kernel,bias}:0"),
-    ),
-    Case(
-        "transformer_scan_remat",
-        between(stacked, by_scan(True)),
-        exact=STREAM + axes(block_axes("layers/", 1)),
-        pinned=ENDS + axes("layers/att/{q,k,v,o}/{kernel,bias}:0 layers/{up,down}/{kernel,bias}:0"),
-    ),
+    Case("transformer_scan", between(stacked, by_scan(False)), **STACKED),
+    Case("transformer_scan_remat", between(stacked, by_scan(True)), **STACKED),
     Case(
         "transformer_vit",
         vit,
@@ -303,12 +261,17 @@ CASES = (
         "{mod,up,down}/kernel:0,1 {mod,up,down}/bias:0",
     ),
     Case(
-        "mlp_mixer",
-        between(mixer_init, mixer),
-        exact=STREAM
-        + axes("{ln_0,ln_1}/{scale,bias}:0 {up,down}/kernel:0,1 {up,down}/bias:0")
-        + axes("token_up/kernel:1 token_up/bias:0 token_down/kernel:0"),
+        "mlp_mixer",  # the biases over tokens put another number into each token of a masked channel
+        between(mixer_init(True), mixer),
+        exact=MIXED + axes("token_up/bias:0"),
+        inexact=STREAM + MIXED_STREAM,
         pinned=ENDS + axes("token_up/kernel:0 token_down/kernel:1 token_down/bias:0"),
+    ),
+    Case(
+        "mlp_mixer_no_token_bias",
+        between(mixer_init(False), mixer),
+        exact=STREAM + MIXED_STREAM + MIXED,
+        pinned=ENDS + axes("token_up/kernel:0 token_down/kernel:1"),
     ),
     Case(
         "gmlp",

@@ -10,7 +10,7 @@ from jaxopt_compress.graph.axes import CONSTANT, KNOWN, Axis
 from jaxopt_compress.graph.coupling import Contraction, Coupling
 from jaxopt_compress.graph.narrowing import Narrowing
 from jaxopt_compress.graph.program import Op
-from jaxopt_compress.graph.rules.rule import Rule, as_it_is, renewed, zeros_stay
+from jaxopt_compress.graph.rules.rule import Rule, as_it_is, renewed, zeros_and_uniform_stay, zeros_stay
 
 LEAKS = "sums over an axis whose removed entries are not zero"
 
@@ -32,7 +32,7 @@ def _dot(coupling: Coupling, op: Op) -> None:
     for left, right in zip(*contract):
         roles[0][left] = roles[1][right] = "in"
     for value, role in zip(op.ins, roles):
-        found += [zeros_stay(axis) for axis, r in zip(value.axes, role) if r == "out"]
+        found += [zeros_and_uniform_stay(axis) for axis, r in zip(value.axes, role) if r == "out"]
     for side in (0, 1):
         _use(coupling, op, side, roles[side])
     op.outs[0].axes = [_with_origins(op, axis) for axis in found]

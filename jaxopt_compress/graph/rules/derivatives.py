@@ -4,6 +4,7 @@ What the user's rule does is read off its jaxpr at the original width, and that 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -50,7 +51,7 @@ def narrow_custom_vjp(narrowing: Narrowing, op: Op, args: Sequence[Any]) -> list
 
 def _body(narrowing: Narrowing, op: Op, arrays: Sequence[Any]) -> list[Any]:
     """Run the body apart from the arrays outside: it is traced for its derivative, and leaves nothing behind."""
-    inside = Narrowing(narrowing.coupling, narrowing.removed, narrowing.recount)
+    inside = replace(narrowing, arrays={}, _lanes={})
     return inside.run(op.bodies[0], arrays)
 
 

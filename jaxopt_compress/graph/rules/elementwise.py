@@ -11,7 +11,7 @@ from jaxopt_compress.graph import axes
 from jaxopt_compress.graph.axes import CONSTANT, KNOWN, SURE, UNIFORM, Axis
 from jaxopt_compress.graph.coupling import Coupling
 from jaxopt_compress.graph.program import Op, Value, bind, constant, is_opaque
-from jaxopt_compress.graph.rules.rule import Rule, as_it_is
+from jaxopt_compress.graph.rules.rule import Rule, as_it_is, uniform_flags
 
 NAMES = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp
@@ -51,20 +51,12 @@ def _fill(value: Value, dim: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """Return flags and values of one operand, `[n, k]`. One that is spread along the axis is the same all along it."""
     if value.ndim and value.shape[dim] == len(ids):
         flags, values = axes.fill(value.axes[dim], ids)
-        return _uniform(flags, values, ids), values
+        return uniform_flags(flags, values, ids), values
     number = constant(value) if value.aval.size == 1 else None
     if number is not None and not is_opaque(value.aval):
         return np.full(ids.shape, SURE, np.uint8), np.full(ids.shape, float(np.real(number.reshape(()))))
     one_number = value.aval.size == 1 and not value.varies
     return np.full(ids.shape, UNIFORM | CONSTANT if one_number else UNIFORM, np.uint8), np.zeros(ids.shape)
-
-
-def _uniform(flags: np.ndarray, values: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Add `UNIFORM` to columns in which one known number stands throughout."""
-    known = (flags & KNOWN > 0) | (ids == 0)
-    first = values[np.argmax(ids > 0, axis=0), np.arange(ids.shape[1])]
-    same = (known & (axes.alike(values, first) | (ids == 0))).all(axis=0)
-    return flags | np.where(same, UNIFORM, 0).astype(np.uint8)
 
 
 def _combine(coupling: Coupling, op: Op, fills: Sequence) -> tuple[np.ndarray, np.ndarray]:

@@ -49,6 +49,26 @@ def pick(array: Any, dim: int, index: np.ndarray) -> Any:
     return jnp.take(array, jnp.asarray(index, jnp.int32), axis=dim, unique_indices=True, mode="clip")
 
 
+def zeros_and_uniform_stay(axis: Axis) -> Axis:
+    """Keep the fills that are known to be zero, and that slices are equal, for an axis on which an operation is linear.
+
+    Slices of one known number are equal as well.
+    """
+    zero = zeros_stay(axis)
+    uniform = uniform_flags(axis.flags, axis.values, axis.ids) & np.uint8(axes.UNIFORM)
+    return Axis(axis.ids, zero.flags | uniform, axis.values, axis.origins, axis.why)
+
+
+def uniform_flags(flags: np.ndarray, values: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Add `UNIFORM` to columns in which one known number stands throughout."""
+    if not (flags.size and ids.any()):
+        return flags
+    known = (flags & axes.KNOWN > 0) | (ids == 0)
+    first = values[np.argmax(ids > 0, axis=0), np.arange(ids.shape[1])]
+    same = (known & (axes.alike(values, first) | (ids == 0))).all(axis=0)
+    return flags | np.where(same, axes.UNIFORM, 0).astype(np.uint8)
+
+
 def zeros_stay(axis: Axis) -> Axis:
     """Keep the fills that are known to be zero, and nothing else."""
     zero = (axis.flags & axes.KNOWN > 0) & (axis.values == 0)
