@@ -67,7 +67,10 @@ def test_gradients_are_those_of_the_masked_function(case):
         return
     small = shrinking.remove(traced, params, cut, *inputs, verify=False)
     masked = shrinking.mask(traced, params, cut)
-    whole = gradients(fn, masked, inputs)
+    try:
+        whole = gradients(fn, masked, inputs)
+    except ValueError:  # a `while` loop has no reverse mode
+        return
     narrow = gradients(small.fn, small.params, inputs)
     folded = {traced.paths[leaf] for leaf in folds(traced)}
     for path, slope in tree.weights(small.narrow(tree.replace(params, whole))).items():

@@ -42,6 +42,15 @@ class Shrunk:
         """The new shape of every parameter that became smaller: what to build a module of one's own with."""
         return {path: self.fn.shape(path) for path in self.kept}
 
+    def like(self, fn: Callable, shrinkable: tree.Where | None = None) -> Narrowed:
+        """Narrow another function of the same parameters: the forward pass in training, with dropout or new statistics.
+
+        Args:
+          fn: `fn(params, *inputs)`, of the original parameters.
+          shrinkable: which leaves of its output get narrower with them, as for `graph.trace`.
+        """
+        return Narrowed(fn, self.fn.params, self.kept, shrinkable, self.fn.recount)
+
     def narrow(self, like: Any) -> Any:
         """Cut a tree with the structure of the parameters (an average of them, gradients, masks) to the new shapes."""
         leaves = tree.leaves(like)
@@ -52,8 +61,6 @@ class Shrunk:
     def narrow_state(self, tx: optax.GradientTransformation, state: Any) -> Any:
         """Cut what an optimizer holds for each parameter (moments, traces, averages) to the new shapes."""
         paths = jax.tree.unflatten(jax.tree.structure(self.fn.params), list(tree.leaves(self.fn.params)))
-        shapes = jax.tree.map(lambda leaf: leaf.shape, self.fn.params, is_leaf=lambda x: hasattr(x, "shape"))
-        del shapes
         whole = tree.leaves(self.fn.params)
 
         def cut(leaf, path):

@@ -83,7 +83,7 @@ def _gather(coupling: Coupling, op: Op) -> None:
     for dim, axis in enumerate(operand.axes):
         if dim in numbers.operand_batching_dims:
             place = numbers.start_indices_batching_dims[numbers.operand_batching_dims.index(dim)]
-            found[batch[place]] = coupling.equate(op, [axis, indices.axes[place]])
+            found[batch[place]] = _per_batch(coupling, op, axis, indices.axes[place])
             roles.append("batch")
         elif dim in numbers.collapsed_slice_dims:
             _collapsed(coupling, op, dim, found, batch)
@@ -102,16 +102,18 @@ def _lookup(coupling: Coupling, op: Op, found: list[Axis], roles: list[str]) -> 
         parts = tuple(axis.origins for axis in operand.axes)
         coupling.uses[op, 0] = Contraction(op, parts, tuple(roles))
         coupling.produce([axis for axis, role in zip(operand.axes, roles) if role != "index"])
-    keep = _inside(op)
-    return [
-        Axis(a.ids, a.flags if keep else a.flags & 0, a.values, frozenset() if out.varies else a.origins, a.why)
-        for a in found
-    ]
+    return [Axis(a.ids, a.flags, a.values, frozenset() if out.varies else a.origins, a.why) for a in found]
 
 
-def _inside(op: Op) -> bool:
-    """Tell whether no index can be out of range, so that nothing is filled in."""
-    return "FILL" not in str(op.params["mode"]) or constant_index(op) is not None
+def _per_batch(coupling: Coupling, op: Op, axis: Axis, index: Axis) -> Axis:
+    """An axis along which each entry has its own indices: if these are equal, an axis beside the one looked up.
+
+    An index out of range may give NaN, in all slices alike where the indices are; what is left is then NaN as well.
+    """
+    first = coupling.equate(op, [axis, index])
+    alike = axes.fill(index, first.ids)[0] & UNIFORM > 0
+    some = first.flags & np.uint8(0 if "FILL" in str(op.params["mode"]) else KNOWN | CONSTANT)
+    return Axis(first.ids, np.where(alike, first.flags, some), first.values, first.origins, first.why)
 
 
 def constant_index(op: Op) -> np.ndarray | None:
@@ -199,11 +201,37 @@ def _scatter(coupling: Coupling, op: Op) -> None:
             op.outs[0].axes.append(_both(coupling, op, [axis, updates.axes[place]]))
             left.discard(place)
         else:
-            op.outs[0].axes.append(coupling.pin(op, axis, "writes at places along it"))
+            op.outs[0].axes.append(_written(coupling, op, dim, axis))
     for place in left:
         coupling.pin(op, updates.axes[place], "holds what is written at places given by data")
     for axis in indices.axes:
         coupling.pin(op, axis, "holds indices along it")
+
+
+def _written(coupling: Coupling, op: Op, dim: int, axis: Axis) -> Axis:
+    """An axis along which single entries are written: these stay, and all do if the places are not constant."""
+    index = _constant_places(op)
+    if index is None or not axis.shrinks:
+        return coupling.pin(op, axis, "writes at places along it")
+    coupling.pin(op, axes.take(axis, index), "writes at this place")
+    return axes.resolve(coupling.atoms, Axis(axis.ids, axis.flags & ~np.uint8(UNIFORM), axis.values, why=axis.why))
+
+
+def _constant_places(op: Op) -> np.ndarray | None:
+    indices, numbers = constant(op.ins[1]), op.params["dimension_numbers"]
+    if indices is None or len(numbers.scatter_dims_to_operand_dims) != 1 or numbers.operand_batching_dims:
+        return None
+    top = op.ins[0].shape[numbers.scatter_dims_to_operand_dims[0]]
+    inside = (indices >= 0).all() and (indices < top).all()
+    return np.asarray(indices).reshape(-1) if inside and numbers.inserted_window_dims else None
+
+
+def _narrow_scatter(narrowing: Narrowing, op: Op, args: Sequence[Any]) -> list[Any]:
+    dims, index = op.params["dimension_numbers"].scatter_dims_to_operand_dims, _constant_places(op)
+    if index is None or not narrowing.shrinks(op.ins[0], dims[0]):
+        return bind(op, args)
+    places = narrowing.positions(op.ins[0], dims[0], index).reshape(op.ins[1].shape)
+    return bind(op, [args[0], jnp.asarray(places, op.ins[1].aval.dtype), args[2]])
 
 
 # --- arrays out of a shape ---
@@ -240,7 +268,7 @@ def _windows(coupling: Coupling, op: Op) -> None:
     out.axes = [zeros_stay(axis) for axis in operand.axes]
     axis = operand.axes[axis_]
     if op.name != "cumsum":
-        out.axes = [axes.axis(a.ids, origins=a.origins, why=a.why) for a in operand.axes]
+        out.axes = [a if op.name in ("cummax", "cummin") else axes.axis(a.ids, why=a.why) for a in operand.axes]
         out.axes[axis_] = coupling.pin(op, axis, "runs along it")
         return
     zero = (axis.flags & KNOWN > 0) & (axis.values == 0)
@@ -252,7 +280,9 @@ RULES = {
     "dynamic_slice": Rule(_dynamic_slice, _narrow_dynamic_slice),
     "dynamic_update_slice": Rule(_dynamic_update_slice, as_it_is),
     "gather": Rule(_gather, _narrow_gather),
-    **dict.fromkeys(("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max"), Rule(_scatter, as_it_is)),
+    **dict.fromkeys(
+        ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max"), Rule(_scatter, _narrow_scatter)
+    ),
     "iota": Rule(_iota, _narrow_generated),
     "random_bits": Rule(_generated, _narrow_generated),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), Rule(_windows, as_it_is)),

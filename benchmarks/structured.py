@@ -1,0 +1,199 @@
+"""How much of the work of a residual CNN and of a ViT can be removed, against small nets trained for as long.
+
+    python -m benchmarks.structured --net cnn --seeds 5 --out benchmarks/results/structured_cnn.json
+
+A net is trained on Fashion-MNIST; then channels, heads, neurons and features with the lowest Taylor scores are removed
+in two rounds, until half or three quarters of the multiply-adds are gone, and training goes on. Beside it, a net of the
+same family, narrow enough to need no more multiply-adds, is trained from scratch for all of these epochs together.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jaxopt_compress as jc
+from benchmarks import _nets, harness
+from benchmarks._lenet import Part, Parts, parts
+
+BATCH = 128
+CUTS = (0.5, 0.75)
+
+
+def train(forward: Callable, variables: Any, data: Part, epochs: int, rate: float, seed: int) -> Any:
+    """Train with SGD and Nesterov momentum along a cosine; `forward` returns logits and new statistics."""
+    steps = epochs * (len(data.label) // BATCH)
+    tx = optax.chain(
+        optax.add_decayed_weights(5e-4, mask=lambda p: jax.tree.map(lambda w: w.ndim > 1, p)),
+        optax.clip_by_global_norm(1.0),
+        optax.sgd(optax.warmup_cosine_decay_schedule(0.0, rate, steps // 20, steps), momentum=0.9, nesterov=True),
+    )
+
+    @jax.jit
+    def step(variables, state, image, label):
+        def loss(params):
+            logits, stats = forward({**variables, "params": params}, image)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(), stats
+
+        slopes, stats = jax.grad(loss, has_aux=True)(variables["params"])
+        updates, state = tx.update(slopes, state, variables["params"])
+        return {"params": optax.apply_updates(variables["params"], updates), "stats": stats}, state
+
+    state = tx.init(variables["params"])
+    image, label = np.asarray(data.image), np.asarray(data.label)
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(len(label))
+        for rows in order[: len(order) // BATCH * BATCH].reshape(-1, BATCH):
+            variables, state = step(variables, state, image[rows], label[rows])
+    return variables
+
+
+def shrink(net: _nets.Net, variables: Any, data: Parts, cut: float, epochs: int, seed: int) -> tuple[Any, Any]:
+    """Remove and retrain in two rounds; return the smaller function and its variables."""
+    apply, forward = net.apply, net.train
+    work = jc.graph.multiply_adds(net.apply, variables, data.train.image[:1])
+    for number, goal in enumerate((cut / 2, cut)):
+        scores = taylor(apply, variables, data.train, seed)
+        graph = jc.graph.trace(apply, variables, data.train.image[:2])
+        left = jc.graph.multiply_adds(apply, variables, data.train.image[:1])
+        chosen = jc.shrinking.choose(
+            graph, scores, multiply_adds=max(1 - (1 - goal) * work / left, 0.0), scope="global", minimum=2
+        )
+        small = jc.shrinking.remove(graph, variables, chosen, data.train.image[:2])
+        apply, forward = small.fn, small.like(forward, shrinkable=None if net is _nets.vit else "1/**")
+        rounds = (epochs // 3, epochs - epochs // 3)[number]
+        variables = train(forward, small.params, data.train, rounds, 0.02, seed + 100 * (number + 1))
+    return apply, variables
+
+
+def taylor(apply: Callable, variables: Any, data: Part, seed: int) -> Any:
+    """Score entries by `|w * g|`, from the gradient over 2,048 images."""
+    rows = np.random.default_rng(seed).permutation(len(data.label))[:2048]
+
+    def loss(variables, image, label):
+        return optax.softmax_cross_entropy_with_integer_labels(apply(variables, image), label).mean()
+
+    slopes = jax.jit(jax.grad(loss))(variables, data.image[rows], data.label[rows])
+    scores = jc.pruning.taylor(variables["params"], grads=slopes["params"])
+    return {"params": scores, "stats": jax.tree.map(jnp.zeros_like, variables["stats"])}
+
+
+def narrower(net: _nets.Net, work: int, image: jax.Array) -> int:
+    """Return the largest width of the family that needs no more multiply-adds."""
+    step = _nets.HEADS if net is _nets.vit else 1
+    widths = range(step, net.width + 1, step)
+    cost = lambda w: jc.graph.multiply_adds(net.apply, net.init(jax.random.key(0), w), image)  # noqa: E731
+    return max(width for width in widths if cost(width) <= work)
+
+
+def error(apply: Callable, variables: Any, data: Part) -> float:
+    """Return the percentage of images that are not recognized."""
+    predict = jax.jit(lambda v, x: jnp.argmax(apply(v, x), -1))
+    found = [predict(variables, data.image[i : i + 1000]) for i in range(0, len(data.label), 1000)]
+    return float(100 * np.mean(np.concatenate(found) != np.asarray(data.label)))
+
+
+def measure(apply: Callable, variables: Any, image: jax.Array) -> dict[str, Any]:
+    """Return multiply-adds, parameters, and bytes of the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.jc"
+        jc.export.save(path, variables)
+        size = path.stat().st_size
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return {"multiply_adds": jc.graph.multiply_adds(apply, variables, image), "parameters": count, "bytes": size}
+
+
+def latency(variants: dict[str, tuple[Callable, Any]], images: jax.Array, rounds: int) -> dict[str, float]:
+    """Time compiled forward passes side by side; return the median of ratios to the dense one."""
+    runs = {name: _compiled(apply, variables, images) for name, (apply, variables) in variants.items()}
+    times = harness.interleaved(runs, rounds)
+    return {name: harness.ratio(times, name, "dense") for name in variants}
+
+
+def _compiled(apply: Callable, variables: Any, images: jax.Array) -> Callable[[], Any]:
+    function = jax.jit(apply).lower(variables, images).compile()
+    return lambda: function(variables, images)
+
+
+def run(net: _nets.Net, data: Parts, seed: int, epochs: int, more: int, timed: bool) -> dict[str, Any]:
+    """Train, shrink and compare with one seed."""
+    one = data.train.image[:1]
+    rate = 0.1 if net is _nets.cnn else 0.05
+    dense = train(net.train, net.init(jax.random.key(seed), net.width), data.train, epochs, rate, seed)
+    row: dict[str, Any] = {"dense": {"error": error(net.apply, dense, data.test), **measure(net.apply, dense, one)}}
+    variants: dict[str, tuple[Callable, Any]] = {"dense": (net.apply, dense)}
+    for cut in CUTS:
+        apply, small = shrink(net, dense, data, cut, more, seed)
+        found = measure(apply, small, one)
+        width = narrower(net, found["multiply_adds"], one)
+        plain = train(net.train, net.init(jax.random.key(seed), width), data.train, epochs + more, rate, seed)
+        row[f"shrunk {cut:.0%}"] = {"error": error(apply, small, data.test), **found}
+        row[f"small {cut:.0%}"] = {
+            "error": error(net.apply, plain, data.test), "width": width, **measure(net.apply, plain, one)
+        }
+        variants |= {f"shrunk {cut:.0%}": (apply, small), f"small {cut:.0%}": (net.apply, plain)}
+    if timed:
+        for batch, rounds in ((1, 300), (128, 60)):
+            for name, value in latency(variants, data.test.image[:batch], rounds).items():
+                row[name][f"latency_{batch}"] = value
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--net", choices=("cnn", "vit"), default="cnn")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=6, help="of the dense net")
+    parser.add_argument("--more", type=int, default=6, help="epochs of retraining")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    net = {"cnn": _nets.cnn, "vit": _nets.vit}[args.net]
+    data = parts("digits" if args.quick else "fashion-mnist")
+    seeds, epochs, more = (1, 1, 2) if args.quick else (args.seeds, args.epochs, args.more)
+    rows = []
+    for seed in range(seeds):
+        rows.append(run(net, data, seed, epochs, more, timed=True))
+        keys = summary(rows, args.net)
+        harness.write(keys, args.out, epochs=epochs, more=more, seeds=rows)
+        jax.clear_caches()
+    harness.show(f"{args.net}, {len(rows)} seed(s): medians of ratios to dense", *table(rows))
+    harness.finish(summary(rows, args.net), args.out, epochs=epochs, more=more, seeds=rows)
+
+
+def summary(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
+    """Return the mean errors, and how much better than the small net the shrunk one is."""
+    keys = {}
+    for variant in rows[0]:
+        label = f"{name}_{variant.replace(' ', '_').replace('%', '')}"
+        keys[f"{label}_error"] = mean(row[variant]["error"] for row in rows)
+        for field in ("multiply_adds", "bytes", "latency_1", "latency_128"):
+            if field in rows[0][variant]:
+                base = [row["dense"][field] for row in rows]
+                keys[f"{label}_{field}"] = median(row[variant][field] / b for row, b in zip(rows, base))
+    return keys
+
+
+def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Return columns and rows for people."""
+    lines = []
+    for variant in rows[0]:
+        errors = [row[variant]["error"] for row in rows]
+        spread = f"{mean(errors):.2f} +- {stdev(errors) if len(errors) > 1 else 0:.2f}"
+        ratios = [
+            median(row[variant][field] / row["dense"][field] for row in rows)
+            for field in ("multiply_adds", "bytes", "latency_1", "latency_128")
+        ]
+        lines.append([variant, spread, *ratios])
+    return ["net", "error %", "multiply-adds", "bytes", "latency, 1 image", "latency, 128"], lines
+
+
+if __name__ == "__main__":
+    main()
