@@ -1,0 +1,54 @@
+"""A decoder of any depth in plain JAX, its layers one after the other (not scanned): only its shapes are needed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+VOCABULARY, LENGTH = 1000, 128
+
+
+def shapes(depth: int, width: int, heads: int) -> Any:
+    """Return the shapes of the parameters."""
+    del heads
+    array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+    dense = lambda n, m: {"kernel": array(n, m), "bias": array(m)}  # noqa: E731
+    norm = {"scale": array(width), "shift": array(width)}
+    layer = {
+        "norm_0": norm,
+        "qkv": dense(width, 3 * width),
+        "out": dense(width, width),
+        "norm_1": norm,
+        "up": dense(width, 4 * width),
+        "down": dense(4 * width, width),
+    }
+    layers = {f"layer_{i:03}": layer for i in range(depth)}
+    return {"words": array(VOCABULARY, width), "positions": array(LENGTH, width), **layers, "norm": norm}
+
+
+def forward(params: Any, tokens: jax.Array, heads: int) -> jax.Array:
+    """Return logits `(batch, length, vocabulary)`."""
+    x = params["words"][tokens] + params["positions"]
+    for name in sorted(name for name in params if name.startswith("layer_")):
+        layer = params[name]
+        x = x + _attention(layer, _norm(layer["norm_0"], x), heads)
+        x = x + _dense(layer["down"], jax.nn.gelu(_dense(layer["up"], _norm(layer["norm_1"], x))))
+    return _norm(params["norm"], x) @ params["words"].T
+
+
+def _dense(p: Any, x: jax.Array) -> jax.Array:
+    return x @ p["kernel"] + p["bias"]
+
+
+def _norm(p: Any, x: jax.Array) -> jax.Array:
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * p["scale"] + p["shift"]
+
+
+def _attention(layer: Any, x: jax.Array, heads: int) -> jax.Array:
+    n, length, width = x.shape
+    query, key, value = (part.reshape(n, length, heads, -1) for part in jnp.split(_dense(layer["qkv"], x), 3, -1))
+    scores = jnp.einsum("nqhd,nkhd->nhqk", query, key) * query.shape[-1] ** -0.5
+    scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), scores, -jnp.inf)
+    mixed = jnp.einsum("nhqk,nkhd->nqhd", jax.nn.softmax(scores), value)
+    return _dense(layer["out"], mixed.reshape(n, length, width))
