@@ -1,6 +1,6 @@
 """How long it takes to trace a transformer and to plan the removal of half of its units, by depth.
 
-    python -m benchmarks.graph_time
+python -m benchmarks.graph_time
 """
 
 import argparse

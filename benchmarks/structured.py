@@ -136,7 +136,9 @@ def run(net: _nets.Net, data: Parts, seed: int, epochs: int, more: int, timed: b
         plain = train(net.train, net.init(jax.random.key(seed), width), data.train, epochs + more, rate, seed)
         row[f"shrunk {cut:.0%}"] = {"error": error(apply, small, data.test), **found}
         row[f"small {cut:.0%}"] = {
-            "error": error(net.apply, plain, data.test), "width": width, **measure(net.apply, plain, one)
+            "error": error(net.apply, plain, data.test),
+            "width": width,
+            **measure(net.apply, plain, one),
         }
         variants |= {f"shrunk {cut:.0%}": (apply, small), f"small {cut:.0%}": (net.apply, plain)}
     if timed:

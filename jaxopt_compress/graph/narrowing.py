@@ -1,6 +1,6 @@
 """The run of a program on arrays from which indices were removed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,8 @@ class Narrowing:
       coupling: what the passes found.
       removed: for each atom whether it is removed.
       recount: whether means are taken over the entries that are left, instead of as if the others were there.
+      streams: the additions of which one operand is left out, with the number of the other.
+      skipped: the operations that only served what is left out.
       arrays: the narrow arrays by value.
       only: the one removed atom whose slices are computed instead of those that are kept, if one is (see `lane`).
       outer: the run that it is computed for.
@@ -30,6 +32,8 @@ class Narrowing:
     coupling: Coupling
     removed: np.ndarray
     recount: bool = False
+    streams: Mapping[Op, int] = field(default_factory=dict)
+    skipped: frozenset[Op] = frozenset()
     arrays: dict[Value, Any] = field(default_factory=dict)
     only: int = NEVER
     outer: "Narrowing | None" = None
@@ -109,11 +113,13 @@ class Narrowing:
         """Run a program on narrow arrays."""
         self.arrays.update(zip(program.ins, args, strict=True))
         for op in program.ops:
-            found = self._run(op)
-            self.arrays.update(zip(op.outs, found, strict=True))
+            if op not in self.skipped:
+                self.arrays.update(zip(op.outs, self._run(op), strict=True))
         return [self.read(value) for value in program.outs]
 
     def _run(self, op: Op) -> list[Any]:
+        if op in self.streams:
+            return [self.read(op.ins[self.streams[op]])]
         args = [self.read(value) for value in op.ins]
         if self.touched(op):
             return self.coupling.rule(op).narrow(self, op, args)

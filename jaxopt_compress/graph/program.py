@@ -89,6 +89,9 @@ class Op:
         """The parameters of the equation."""
         return self.eqn.params
 
+    def __lt__(self, other: "Op") -> bool:  # so that a heap of operations may hold one twice
+        return id(self) < id(other)
+
     @property
     def source(self) -> str:
         """The user's line, as `file.py:12 (function)`."""

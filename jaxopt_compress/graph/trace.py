@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxopt_compress import tree
 from jaxopt_compress.graph import axes
 from jaxopt_compress.graph.axes import SURE
+from jaxopt_compress.graph.blocks import Block, blocks
 from jaxopt_compress.graph.coupling import Coupling, Leak
 from jaxopt_compress.graph.folding import bias_after
 from jaxopt_compress.graph.groups import Group, groups
@@ -47,6 +48,11 @@ class Graph:
     def groups(self) -> tuple[Group, ...]:
         """What can be removed: sets of slices that go together, those of one kind in one group."""
         return groups(self.coupling, self.paths, self.leaves)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Which residual branches can be left out."""
+        return blocks(self.coupling, self.program, self.paths)
 
     @cached_property
     def uses(self) -> tuple[Use, ...]:

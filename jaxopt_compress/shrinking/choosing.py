@@ -20,9 +20,11 @@ class Cut:
 
     Attributes:
       units: the numbers of the units that go, by the name of their group.
+      blocks: the names of the residual branches that go.
     """
 
     units: Mapping[str, np.ndarray]
+    blocks: tuple[str, ...] = ()
 
 
 def choose(
@@ -32,6 +34,7 @@ def choose(
     ratio: Ratio | None = None,
     keep: Mapping[str, int] | None = None,
     multiply_adds: float | None = None,
+    blocks: int = 0,
     scope: str = "group",
     where: Callable[[Group], bool] = lambda group: True,
     inexact: bool = False,
@@ -46,7 +49,9 @@ def choose(
         score of a unit is the sum over all its slices.
       ratio: the fraction of units that go, of all groups or by name.
       keep: how many units stay, by name of the group; the other groups are left alone.
-      multiply_adds: the fraction of the multiply-adds that go, at least; just one of these three is given.
+      multiply_adds: the fraction of the multiply-adds that go, at least; just one of these three is given, or none
+        where blocks go.
+      blocks: how many residual branches go, those whose parameters have the lowest scores together.
       scope: "group" takes the same fraction of each group, "global" the lowest of all groups together, "kind" the
         lowest of all groups that are alike in structure (feed-forward layers together, heads apart from them).
       where: which groups may lose units.
@@ -61,12 +66,15 @@ def choose(
       ValueError: no target or two, a ratio outside [0, 1), a name that no group has, an unknown scope, `where` that
         leaves no group, or a target that cannot be reached.
     """
-    _check(graph, ratio, keep, multiply_adds, scope, multiple, minimum)
+    _check(graph, ratio, keep, multiply_adds, blocks, scope, multiple, minimum)
+    gone = _lowest_blocks(graph, scores, blocks)
+    if ratio is None and keep is None and multiply_adds is None:
+        return Cut({}, gone)
     summed = unit_scores(graph, scores)
     free = [group for group in graph.groups if where(group) and (inexact or group.exact)]
     if not free:
         raise ValueError(f"`shrinking.choose`: some group may lose units; {_why_none(graph)}")
-    take = _Taking(free, summed, scope, multiple, minimum)
+    take = _Taking(free, summed, scope, multiple, minimum, gone)
     if keep is not None:
         return take.counts(keep)
     if isinstance(ratio, Mapping):
@@ -77,6 +85,14 @@ def choose(
     if ratio is not None:
         return take.fraction(ratio)
     return _until(graph, take, 0.0 if multiply_adds is None else multiply_adds)
+
+
+def _lowest_blocks(graph: Graph, scores: Any, count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    found = tree.leaves(scores)
+    total = lambda block: sum(float(np.sum(np.asarray(found[path], np.float64))) for path in block.paths)  # noqa: E731
+    return tuple(block.name for block in sorted(graph.blocks, key=total)[:count])
 
 
 def unit_scores(graph: Graph, scores: Any) -> dict[str, np.ndarray]:
@@ -120,6 +136,7 @@ class _Taking:
     scope: str
     multiple: int
     minimum: int
+    blocks: tuple[str, ...]
 
     def counts(self, keep: Mapping[str, int]) -> Cut:
         cut = {}
@@ -127,7 +144,7 @@ class _Taking:
             if group.name in keep:
                 stay = self._rounded(group, keep[group.name])
                 cut[group.name] = np.sort(np.argsort(self.scores[group.name], kind="stable")[: group.size - stay])
-        return Cut(cut)
+        return Cut(cut, self.blocks)
 
     def fraction(self, ratio: float) -> Cut:
         if self.scope == "group":
@@ -167,12 +184,25 @@ def _until(graph: Graph, take: _Taking, target: float) -> Cut:
     return best
 
 
-def _check(graph: Graph, ratio: Any, keep: Any, multiply_adds: Any, scope: str, multiple: int, minimum: int) -> None:
+def _check(
+    graph: Graph,
+    ratio: Any,
+    keep: Any,
+    multiply_adds: Any,
+    blocks: int,
+    scope: str,
+    multiple: int,
+    minimum: int,
+) -> None:
     call = "`shrinking.choose`: "
-    if sum(target is not None for target in (ratio, keep, multiply_adds)) != 1:
+    given = sum(target is not None for target in (ratio, keep, multiply_adds))
+    if given > 1 or not (given or blocks):
         raise ValueError(
             f"{call}one of `ratio`, `keep`, `multiply_adds` is given; got {ratio}, {keep}, {multiply_adds}."
         )
+    if not 0 <= blocks <= len(graph.blocks):
+        names = ", ".join(block.name for block in graph.blocks) or "none"
+        raise ValueError(f"{call}`blocks` is a number of residual branches, of which there are {names}; got {blocks}.")
     parts = list(ratio.values()) if isinstance(ratio, Mapping) else [ratio, multiply_adds]
     for part in parts:
         if part is not None and not 0 <= part < 1:

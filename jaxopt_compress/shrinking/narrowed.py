@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from jaxopt_compress import tree
-from jaxopt_compress.graph import Graph, Narrowing, removed_atoms, trace
+from jaxopt_compress.graph import Graph, removed_atoms, trace
 from jaxopt_compress.graph.program import is_tracer
+from jaxopt_compress.shrinking.cost import without
 
 Kept = Mapping[str, Mapping[int, np.ndarray]]
 
@@ -28,6 +29,7 @@ class Narrowed:
       kept: for each parameter and axis that became smaller the indices that are left.
       shrinkable: which parts of the output may become smaller.
       recount: whether means are taken over what is left, as a module built at the new width does.
+      blocks: the residual branches that are left out; their parameters have no entries left.
     """
 
     fn: Callable
@@ -35,13 +37,14 @@ class Narrowed:
     kept: Kept
     shrinkable: tree.Where | None = None
     recount: bool = False
+    blocks: tuple[str, ...] = ()
     _traced: dict[Any, tuple[Graph, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def __call__(self, params: Any, *inputs: Any) -> Any:
         """Run the function on narrower parameters, of any batch size; under `jit`, `grad`, `vmap`."""
         self._check(params)
         graph, removed = self._graph(inputs)
-        narrowing = Narrowing(graph.coupling, removed, self.recount)
+        narrowing = without(graph, removed, self.blocks, self.recount)
         found = narrowing.run(graph.program, [*jax.tree.leaves(params), *jax.tree.leaves(inputs)])
         return jax.tree.unflatten(jax.tree.structure(graph.outputs), found)
 
@@ -75,20 +78,17 @@ class Narrowed:
         return found
 
     def _removed(self, graph: Graph) -> np.ndarray:
-        held = []
+        left_out = {path for block in graph.blocks if block.name in self.blocks for path in block.paths}
+        held = {}
         for path, value in zip(graph.paths, graph.leaves):
-            for dim, axis in enumerate(value.axes):
+            for dim, axis in enumerate(value.axes if path not in left_out else ()):
                 kept = self.kept.get(path, {}).get(dim, np.arange(axis.size))
-                held.append((axis.ids, ~np.isin(np.arange(axis.size), kept)))
-        removed = removed_atoms(graph.coupling, held)
-        for path, value in zip(graph.paths, graph.leaves):
-            for dim, axis in enumerate(value.axes):
-                gone = removed[axis.ids].any(axis=1)
-                wanted = self.kept.get(path, {}).get(dim, np.arange(axis.size))
-                if not np.array_equal(np.flatnonzero(~gone), wanted):
-                    raise ValueError(
-                        f"`shrinking`: with inputs of these shapes the function ties axis {dim} of {path!r} to other "
-                        "axes than with the inputs it was traced with: "
-                        f"{graph.why_fixed(path, dim) or 'another layout'}."
-                    )
+                held[path, dim] = axis.ids, ~np.isin(np.arange(axis.size), kept)
+        removed = removed_atoms(graph.coupling, list(held.values()))
+        for (path, dim), (ids, gone) in held.items():
+            if not np.array_equal(removed[ids].any(axis=1), gone):
+                raise ValueError(
+                    f"`shrinking`: with inputs of these shapes the function ties axis {dim} of {path!r} to other axes "
+                    f"than with the inputs it was traced with: {graph.why_fixed(path, dim) or 'another layout'}."
+                )
         return removed

@@ -1,7 +1,7 @@
 """Physical removal: smaller parameters, a smaller function, and the proof that they compute the same."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -49,7 +49,7 @@ class Shrunk:
           fn: `fn(params, *inputs)`, of the original parameters.
           shrinkable: which leaves of its output get narrower with them, as for `graph.trace`.
         """
-        return Narrowed(fn, self.fn.params, self.kept, shrinkable, self.fn.recount)
+        return replace(self.fn, fn=fn, shrinkable=shrinkable, _traced={})
 
     def narrow(self, like: Any) -> Any:
         """Cut a tree with the structure of the parameters (an average of them, gradients, masks) to the new shapes."""
@@ -94,12 +94,12 @@ def remove(graph: Graph, params: Any, cut: Cut, *inputs: Any, verify: bool = Tru
     """
     _check(graph, cut, inputs)
     gone = removed(graph, cut.units)
-    kept = _kept(graph, gone)
+    kept = _kept(graph, gone, cut.blocks)
     masked = mask(graph, params, cut)
     whole = tree.replace(params, folded(graph, gone, masked, inputs))
     leaves = tree.leaves(whole)
     small = tree.replace(whole, {path: _cut(leaves[path], dims) for path, dims in kept.items()})
-    fn = Narrowed(graph.fn, graph.params, kept, graph.shrinkable, recount)
+    fn = Narrowed(graph.fn, graph.params, kept, graph.shrinkable, recount, cut.blocks)
     leaky = [group.name for group in graph.groups for _, units in group.leaks if _meets(units, cut.units, group.name)]
     exact = not leaky and not (recount and any(group.counted for group in graph.groups if group.name in cut.units))
     found = difference(graph, fn, masked, small, inputs, gone, exact) if verify else float("nan")
@@ -122,6 +122,8 @@ def mask(graph: Graph, params: Any, cut: Cut) -> Any:
                 array = new.get(part.path, leaves[part.path])
                 index = part.index[cut.units[group.name]].reshape(-1)
                 new[part.path] = jnp.asarray(array).at[(slice(None),) * part.axis + (index,)].set(0)
+    for path in _of_blocks(graph, cut.blocks):
+        new[path] = jnp.zeros_like(leaves[path])
     return tree.replace(params, new)
 
 
@@ -161,9 +163,18 @@ def shrink(
     return remove(graph, params, choose(graph, scores, **target), *inputs, verify=verify, recount=recount)
 
 
-def _kept(graph: Graph, gone: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
-    kept: dict[str, dict[int, np.ndarray]] = {}
+def _of_blocks(graph: Graph, names: tuple[str, ...]) -> list[str]:
+    return [path for block in graph.blocks if block.name in names for path in block.paths] if names else []
+
+
+def _kept(graph: Graph, gone: np.ndarray, blocks: tuple[str, ...]) -> dict[str, dict[int, np.ndarray]]:
+    left_out = _of_blocks(graph, blocks)
+    kept: dict[str, dict[int, np.ndarray]] = {path: {0: np.arange(0)} for path in left_out}
     for path, value in zip(graph.paths, graph.leaves):
+        if path in left_out:
+            if not value.ndim:
+                del kept[path]
+            continue
         for dim, axis in enumerate(value.axes):
             out = gone[axis.ids].any(axis=1)
             if out.all() and out.size:
@@ -187,6 +198,9 @@ def _meets(units: np.ndarray, cut: Mapping[str, np.ndarray], name: str) -> bool:
 
 def _check(graph: Graph, cut: Cut, inputs: tuple[Any, ...]) -> None:
     sizes = {group.name: group.size for group in graph.groups}
+    for name in set(cut.blocks) - {block.name for block in graph.blocks} if cut.blocks else ():
+        there = ", ".join(block.name for block in graph.blocks) or "none"
+        raise ValueError(f"`shrinking.remove`: no block is called {name!r}; there are {there}.")
     for name, units in cut.units.items():
         if name not in sizes:
             raise ValueError(

@@ -69,6 +69,13 @@ def _combine(coupling: Coupling, op: Op, fills: Sequence) -> tuple[np.ndarray, n
     return flags.astype(np.uint8), values
 
 
+def on_numbers(coupling: Coupling, op: Op, numbers: Sequence[float | None]) -> float | None:
+    """Return what the primitive makes of one number in each operand; None stands for anything finite."""
+    fills = [(np.full((1, 1), 0 if n is None else SURE, np.uint8), np.full((1, 1), n or 0.0)) for n in numbers]
+    flags, values = _combine(coupling, op, fills)
+    return float(values[0, 0]) if flags[0, 0] & KNOWN else None
+
+
 def _absorbing(name: str, fills: Sequence) -> tuple[np.ndarray, Any]:
     """Find where one known operand decides, whatever the others are."""
     known = [f & KNOWN > 0 for f, _ in fills]
