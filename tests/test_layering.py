@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "low_rank": {"core", "combinators", "tree", "encoded"},
     "distillation": {"graph"},
     "graph": {"tree"},
+    "shrinking": {"tree", "graph"},
     "optimizers": {"core", "combinators", "tree", "encoded"},
     "export": {"tree", "encoded", "graph"},
     "report": {"core", "tree", "encoded", "graph", "export"},

@@ -68,7 +68,7 @@ def _block(
 def _only_for(coupling: Coupling, place: Mapping[Op, int], outs: set[Value], op: Op, branch: Value) -> list[Op]:
     """Return the operations whose results go into the branch and nowhere else, in order."""
     inside: set[Op] = set()
-    queue = [(-place[branch.op], branch.op)] if branch.op in place else []
+    queue = [(-place[branch.op], branch.op)] if branch.op is not None and branch.op in place else []
     while queue:
         _, candidate = heapq.heappop(queue)
         users = [(value, user) for value in candidate.outs for user in coupling.users.get(value, [])]
@@ -76,7 +76,7 @@ def _only_for(coupling: Coupling, place: Mapping[Op, int], outs: set[Value], op:
         if candidate not in inside and ours and not outs & set(candidate.outs):
             inside.add(candidate)
             for value in candidate.ins:
-                if value.op in place:
+                if value.op is not None and value.op in place:
                     heapq.heappush(queue, (-place[value.op], value.op))
     return sorted(inside, key=place.__getitem__)
 

@@ -1,8 +1,9 @@
 """What compression did to each leaf: a table for people, with the numbers in it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from jaxopt_compress import encoded, tree
 from jaxopt_compress.export import packed_bytes
+from jaxopt_compress.report.cost import CostReport, Shrunk, cost
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,27 @@ class Report:
         return table
 
 
-def table(params: Any, model: Any) -> Report:
-    """Compare the parameters with the compressed model, leaf by leaf.
+@overload
+def table(params: Any, model: Any, /) -> Report: ...
+
+
+@overload
+def table(fn: Callable, params: Any, /, *inputs: Any, after: Shrunk | None = None, rounds: int = 20) -> CostReport: ...
+
+
+def table(first: Any, second: Any, /, *inputs: Any, after: Shrunk | None = None, rounds: int = 20) -> Any:
+    """Compare the parameters with the compressed model, leaf by leaf; or say what a function costs.
+
+    `table(params, model)` compares. `table(fn, params, *inputs)` counts parameters, bytes and multiply-adds, by leaf
+    and in all, asks XLA for its own count, and measures the compiled function; with `after=small` it does the same for what
+    `shrinking` made of it, in turns with it.
 
     Args:
-      params: the dense parameters, any pytree of arrays.
-      model: what `encode` gave for them: arrays and stored forms in the same structure.
+      first: the dense parameters, any pytree of arrays; or a function.
+      second: what `encode` gave for them: arrays and stored forms in the same structure; or the function's parameters.
+      *inputs: the other arguments of the function.
+      after: a smaller version of the function, with `fn` and `params`.
+      rounds: how often each function is timed.
 
     Returns:
       A report; `print` it for a table, or read its numbers.
@@ -103,10 +120,12 @@ def table(params: Any, model: Any) -> Report:
       >>> report.leaves[0].sparsity, report.original_bytes
       (0.875, 256)
     """
-    before, after = tree.leaves(params), tree.leaves(model, is_leaf=encoded.is_encoded)
-    if list(before) != list(after):
-        raise ValueError(f"`report.table`: the trees have different leaves: {list(before)} and {list(after)}.")
-    return Report(tuple(_leaf(path, before[path], after[path]) for path in before))
+    if callable(first) and jax.tree_util.all_leaves([first]):  # modules that can be called are trees of arrays
+        return cost(first, second, *inputs, after=after, rounds=rounds)
+    dense, model = tree.leaves(first), tree.leaves(second, is_leaf=encoded.is_encoded)
+    if list(dense) != list(model):
+        raise ValueError(f"`report.table`: the trees have different leaves: {list(dense)} and {list(model)}.")
+    return Report(tuple(_leaf(path, dense[path], model[path]) for path in dense))
 
 
 def _leaf(path: str, original: Any, stored: Any) -> LeafReport:

@@ -69,7 +69,7 @@ def proximal_group_lasso(
     Args:
       graph: the traced function.
       strength: `t`, the learning rate times the weight of the penalty; or a schedule of it.
-      where: which groups; groups over the scales of normalization layers alone give network slimming (Liu et al., 2017).
+      where: which groups.
 
     Returns:
       An Optax transformation that needs `params`.
