@@ -91,7 +91,7 @@ def _conv_norm(p: Variables, stats: Variables, x: jax.Array, stride: int, traini
     return (x - mean) * jax.lax.rsqrt(var + 1e-5) * p["scale"] + p["shift"], kept
 
 
-cnn = Net(cnn_init, lambda v, x: _cnn(v, x, True), lambda v, x: _cnn(v, x, False)[0], 16)
+cnn = Net(cnn_init, lambda v, x: _cnn(v, x, True), lambda v, x: _cnn(v, x, False)[0], 24)
 
 # --- vision transformer: 49 tokens of 4 x 4 pixels, three pre-norm layers of four heads, mean over tokens ---
 
@@ -137,4 +137,4 @@ def _attention(p: Variables, x: jax.Array) -> jax.Array:
     return _dense(p["out"], jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(*x.shape[:2], -1))
 
 
-vit = Net(vit_init, lambda v, x: (_vit(v, x), {}), _vit, 48)
+vit = Net(vit_init, lambda v, x: (_vit(v, x), {}), _vit, 64)

@@ -3,8 +3,10 @@
     python -m benchmarks.structured --net cnn --seeds 5 --out benchmarks/results/structured_cnn.json
 
 A net is trained on Fashion-MNIST; then channels, heads, neurons and features with the lowest Taylor scores are removed
-in two rounds, until half or three quarters of the multiply-adds are gone, and training goes on. Beside it, a net of the
-same family, narrow enough to need no more multiply-adds, is trained from scratch for all of these epochs together.
+in two rounds, until half or three quarters of the multiply-adds are gone, and training goes on, each time with the
+learning rate it began with (rewinding; Renda et al., 2020). Widths stay multiples of 8, which processors like. Beside
+it, a net of the same family, narrow enough to need no more multiply-adds, is trained from scratch for all of these
+epochs together. Choices were made with `--validation`.
 """
 
 import argparse
@@ -55,7 +57,9 @@ def train(forward: Callable, variables: Any, data: Part, epochs: int, rate: floa
     return variables
 
 
-def shrink(net: _nets.Net, variables: Any, data: Parts, cut: float, epochs: int, seed: int) -> tuple[Any, Any]:
+def shrink(
+    net: _nets.Net, variables: Any, data: Parts, cut: float, epochs: int, rate: float, seed: int
+) -> tuple[Any, Any]:
     """Remove and retrain in two rounds; return the smaller function and its variables."""
     apply, forward = net.apply, net.train
     work = jc.graph.multiply_adds(net.apply, variables, data.train.image[:1])
@@ -64,13 +68,18 @@ def shrink(net: _nets.Net, variables: Any, data: Parts, cut: float, epochs: int,
         graph = jc.graph.trace(apply, variables, data.train.image[:2])
         left = jc.graph.multiply_adds(apply, variables, data.train.image[:1])
         chosen = jc.shrinking.choose(
-            graph, scores, multiply_adds=max(1 - (1 - goal) * work / left, 0.0), scope="global", minimum=2
+            graph, scores, multiply_adds=max(1 - (1 - goal) * work / left, 0.0), scope="global", **rules(net)
         )
         small = jc.shrinking.remove(graph, variables, chosen, data.train.image[:2])
         apply, forward = small.fn, small.like(forward, shrinkable=None if net is _nets.vit else "1/**")
         rounds = (epochs // 3, epochs - epochs // 3)[number]
-        variables = train(forward, small.params, data.train, rounds, 0.02, seed + 100 * (number + 1))
+        variables = train(forward, small.params, data.train, rounds, rate, seed + 100 * (number + 1))
     return apply, variables
+
+
+def rules(net: _nets.Net) -> dict[str, Any]:
+    """Return how many units stay of a group."""
+    return {"multiple": 8, "minimum": 8} if net is _nets.cnn else {"minimum": 2}
 
 
 def taylor(apply: Callable, variables: Any, data: Part, seed: int) -> Any:
@@ -122,29 +131,28 @@ def _compiled(apply: Callable, variables: Any, images: jax.Array) -> Callable[[]
     return lambda: function(variables, images)
 
 
-def run(net: _nets.Net, data: Parts, seed: int, epochs: int, more: int, timed: bool) -> dict[str, Any]:
+def run(net: _nets.Net, data: Parts, scored: Part, seed: int, epochs: int, more: int) -> dict[str, Any]:
     """Train, shrink and compare with one seed."""
     one = data.train.image[:1]
     rate = 0.1 if net is _nets.cnn else 0.05
     dense = train(net.train, net.init(jax.random.key(seed), net.width), data.train, epochs, rate, seed)
-    row: dict[str, Any] = {"dense": {"error": error(net.apply, dense, data.test), **measure(net.apply, dense, one)}}
+    row: dict[str, Any] = {"dense": {"error": error(net.apply, dense, scored), **measure(net.apply, dense, one)}}
     variants: dict[str, tuple[Callable, Any]] = {"dense": (net.apply, dense)}
     for cut in CUTS:
-        apply, small = shrink(net, dense, data, cut, more, seed)
+        apply, small = shrink(net, dense, data, cut, more, rate, seed)
         found = measure(apply, small, one)
         width = narrower(net, found["multiply_adds"], one)
         plain = train(net.train, net.init(jax.random.key(seed), width), data.train, epochs + more, rate, seed)
-        row[f"shrunk {cut:.0%}"] = {"error": error(apply, small, data.test), **found}
+        row[f"shrunk {cut:.0%}"] = {"error": error(apply, small, scored), **found}
         row[f"small {cut:.0%}"] = {
-            "error": error(net.apply, plain, data.test),
+            "error": error(net.apply, plain, scored),
             "width": width,
             **measure(net.apply, plain, one),
         }
         variants |= {f"shrunk {cut:.0%}": (apply, small), f"small {cut:.0%}": (net.apply, plain)}
-    if timed:
-        for batch, rounds in ((1, 300), (128, 60)):
-            for name, value in latency(variants, data.test.image[:batch], rounds).items():
-                row[name][f"latency_{batch}"] = value
+    for batch, rounds in ((1, 300), (128, 60)):
+        for name, value in latency(variants, scored.image[:batch], rounds).items():
+            row[name][f"latency_{batch}"] = value
     return row
 
 
@@ -152,17 +160,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--net", choices=("cnn", "vit"), default="cnn")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=6, help="of the dense net")
+    parser.add_argument("--epochs", type=int, default=4, help="of the dense net")
     parser.add_argument("--more", type=int, default=6, help="epochs of retraining")
+    parser.add_argument("--validation", action="store_true", help="train without the validation images and score them")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out")
     args = parser.parse_args()
     net = {"cnn": _nets.cnn, "vit": _nets.vit}[args.net]
-    data = parts("digits" if args.quick else "fashion-mnist")
+    data = parts("digits" if args.quick else "fashion-mnist", whole=not args.validation)
+    scored = data.validation if args.validation else data.test
     seeds, epochs, more = (1, 1, 2) if args.quick else (args.seeds, args.epochs, args.more)
     rows = []
     for seed in range(seeds):
-        rows.append(run(net, data, seed, epochs, more, timed=True))
+        rows.append(run(net, data, scored, seed, epochs, more))
         keys = summary(rows, args.net)
         harness.write(keys, args.out, epochs=epochs, more=more, seeds=rows)
         jax.clear_caches()

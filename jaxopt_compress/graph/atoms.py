@@ -122,7 +122,7 @@ class Atoms:
         atoms, first, where = np.unique(single, return_index=True, return_inverse=True)
         for column in many.T:  # one atom at several indices: their sets are the same, column by column
             self._same(column, column[first][where], reason)
-        sets = -np.sort(-many[first], axis=1)  # what is pinned last
+        sets = np.take_along_axis(many[first], np.argsort(many[first] == NEVER, axis=1, kind="stable"), axis=1)
         self.pin(atoms[sets[:, 0] == NEVER], reason)
         open_ = (atoms > NEVER) & (sets[:, 0] > NEVER)
         atoms, sets = atoms[open_], sets[open_]

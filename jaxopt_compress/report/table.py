@@ -99,8 +99,8 @@ def table(first: Any, second: Any, /, *inputs: Any, after: Shrunk | None = None,
     """Compare the parameters with the compressed model, leaf by leaf; or say what a function costs.
 
     `table(params, model)` compares. `table(fn, params, *inputs)` counts parameters, bytes and multiply-adds, by leaf
-    and in all, asks XLA for its own count, and measures the compiled function; with `after=small` it does the same for what
-    `shrinking` made of it, in turns with it.
+    and in all, asks XLA for its own count, and measures the compiled function; with `after=small` it does the same for
+    what `shrinking` made of it, in turns with it.
 
     Args:
       first: the dense parameters, any pytree of arrays; or a function.
