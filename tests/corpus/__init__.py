@@ -1,1 +1,29 @@
-"""Small real models and what can be removed from them: `CASES`, collected from one file by family."""
+"""Small real models and what can be removed from them, one file a family."""
+
+from tests.corpus import (
+    attention,
+    branches,
+    cnn,
+    exotic,
+    indexing,
+    leaves,
+    mlp,
+    modules,
+    recurrent,
+    residual,
+    transformers,
+)
+
+CASES = (
+    *mlp.CASES,
+    *cnn.CASES,
+    *residual.CASES,
+    *branches.CASES,
+    *attention.CASES,
+    *transformers.CASES,
+    *recurrent.CASES,
+    *indexing.CASES,
+    *leaves.CASES,
+    *exotic.CASES,
+    *modules.CASES,
+)
