@@ -22,7 +22,7 @@ class Atoms:
     """
 
     def __init__(self):
-        self.reasons = [""]
+        self.reasons = ["", "it meets an axis that it does not fit"]
         self.settled = False
         self._count = 1
         self._parent = np.zeros(1024, np.int64)
@@ -55,7 +55,7 @@ class Atoms:
         """Say that none of these atoms is ever removed."""
         if not self.settled and ids.size:
             roots = self.resolve(ids.reshape(-1, 1))[0]
-            self._why[roots[roots > NEVER]] = reason
+            self._why[roots[roots > NEVER]] = reason or 1
 
     def resolve(self, ids: np.ndarray) -> tuple[np.ndarray, int]:
         """Write sets of atoms, `[n, k]`, in the atoms that are left, and say why any are pinned (0: none is)."""
@@ -77,7 +77,8 @@ class Atoms:
         """Say that two axes, `[n, k]` and `[n, m]`, lose the same indices; pin what cannot, for the given reason."""
         if self.settled or one is other:
             return
-        (one, _), (other, _) = self.resolve(one), self.resolve(other)
+        (one, first), (other, second) = self.resolve(one), self.resolve(other)
+        reason = first or second or reason
         one, other = _difference(one, other)
         if not (one.shape[1] and other.shape[1]):
             self.pin(one, reason)

@@ -243,6 +243,12 @@ CASES = (
         pinned=axes("emb:0"),
     ),
     Case("graph_segment_sum", graph(lambda m, to: jax.ops.segment_sum(m, to, 9)), **GRAPH),
-    Case("graph_segment_max", graph(lambda m, to: jax.ops.segment_max(m, to, 9)), **GRAPH),
+    Case(  # a node that no edge reaches holds minus infinity in every channel, masked or not: flagged
+        "graph_segment_max",
+        graph(lambda m, to: jax.ops.segment_max(m, to, 9)),
+        exact=(),
+        inexact=GRAPH["exact"],
+        pinned=GRAPH["pinned"],
+    ),
     Case("graph_scatter_add", graph(lambda m, to: jnp.zeros((9, 7)).at[to].add(m)), **GRAPH),
 )

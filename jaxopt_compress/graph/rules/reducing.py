@@ -91,6 +91,8 @@ def _divides(user: Op, value: Value, count: int) -> bool:
 def _narrow_reduce(narrowing: Narrowing, op: Op, args: Sequence[Any]) -> list[Any]:
     (found,) = bind(op, args)
     operand, gone = op.ins[0], op.params["axes"]
+    if narrowing.recount and op in narrowing.coupling.counted:
+        return [_recounted(narrowing, op, args[0], found)]
     for dim in gone:
         for number, count in narrowing.removed_numbers(operand, dim).items():
             others = prod(args[0].shape[d] for d in gone if d != dim)
@@ -101,6 +103,15 @@ def _narrow_reduce(narrowing: Narrowing, op: Op, args: Sequence[Any]) -> list[An
             lane = bind(op, [narrowing.lane(operand, dim)])[0]
             found = JOINED[op.name](found, jnp.asarray(REDUCED[op.name](lane, count), found.dtype))
     return [found]
+
+
+def _recounted(narrowing: Narrowing, op: Op, array: Any, found: Any) -> Any:
+    """Leave out what is gone, and make a sum such that its division by the old count gives the mean of what is left."""
+    before = prod(op.ins[0].shape[dim] for dim in op.params["axes"])
+    after = prod(array.shape[dim] for dim in op.params["axes"])
+    if not _becomes_mean(narrowing.coupling, op, before):
+        return found
+    return found * jnp.asarray(before / max(after, 1), found.dtype)
 
 
 # --- searches and sorting ---
