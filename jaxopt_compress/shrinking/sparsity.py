@@ -115,8 +115,7 @@ def scaled(graph: Graph, params: Any, factors: Mapping[str, jax.Array]) -> Any:
         for part in group.slices if group.name in factors else ():
             leaf = leaves[part.path]
             if part.makes and jnp.issubdtype(leaf.dtype, jnp.inexact):
-                spread = jnp.ones(leaf.shape[part.axis], jnp.float32)
-                spread = spread.at[part.index].multiply(factors[group.name][:, None].astype(jnp.float32))
+                spread = _along(part, leaf.shape[part.axis], factors[group.name].astype(jnp.float32))
                 shape = [-1 if dim == part.axis else 1 for dim in range(leaf.ndim)]
                 new[part.path] = new.get(part.path, leaf) * spread.reshape(shape).astype(leaf.dtype)
     return tree.replace(params, new)
@@ -208,6 +207,17 @@ def _entries(graph: Graph, group: Group) -> int:
 def _size(graph: Graph, part: Slices) -> int:
     shape = graph.leaves[graph.paths.index(part.path)].shape
     return part.index.shape[1] * int(np.prod(shape)) // shape[part.axis]
+
+
+def _along(part: Slices, size: int, factors: jax.Array) -> jax.Array:
+    """Return for each index of an axis the product of the factors of the units that it belongs to."""
+    owners: list[list[int]] = [[] for _ in range(size)]
+    for unit, entries in enumerate(part.index):
+        for entry in entries:
+            owners[entry].append(unit)
+    most = max(map(len, owners))
+    padded = np.array([units + [len(factors)] * (most - len(units)) for units in owners])
+    return jnp.prod(jnp.append(factors, jnp.ones(1, factors.dtype))[padded], axis=1)
 
 
 def _factor(squares: jax.Array, push: Any) -> jax.Array:
