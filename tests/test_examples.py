@@ -59,7 +59,7 @@ def test_examples_are_short(path):
         assert len(path.read_text().splitlines()) < 80
 
 
-@pytest.mark.parametrize("page", ["concepts", "optimizers", "pruning", "tpu"])
+@pytest.mark.parametrize("page", ["concepts", "optimizers", "pruning", "shrinking", "tpu"])
 def test_pages_run(page):
     names, blocks = {}, code_blocks(f"docs/{page}.md")
     assert blocks
