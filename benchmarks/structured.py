@@ -10,6 +10,7 @@ epochs together. Choices were made with `--validation`.
 """
 
 import argparse
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -167,19 +168,25 @@ def main():
     parser.add_argument("--validation", action="store_true", help="train without the validation images and score them")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out")
+    parser.add_argument("--resume", action="store_true", help="keep the seeds that are in the file already")
     args = parser.parse_args()
     net = {"cnn": _nets.cnn, "vit": _nets.vit}[args.net]
     data = digits() if args.quick else parts("fashion-mnist", whole=not args.validation)
     scored = data.validation if args.validation else data.test
     seeds, epochs, more = (1, 1, 3) if args.quick else (args.seeds, args.epochs, args.more)
-    rows = []
-    for seed in range(seeds):
+    rows = done(args.out) if args.resume else []
+    for seed in range(len(rows), seeds):
         rows.append(run(net, data, scored, CUTS[:1] if args.quick else CUTS, seed, epochs, more))
         keys = summary(rows, args.net)
         harness.write(keys, args.out, epochs=epochs, more=more, seeds=rows)
         jax.clear_caches()
     harness.show(f"{args.net}, {len(rows)} seed(s): medians of ratios to dense", *table(rows))
     harness.finish(summary(rows, args.net), args.out, epochs=epochs, more=more, seeds=rows)
+
+
+def done(out: str | None) -> list[dict[str, Any]]:
+    """Return the results of the seeds that a file holds."""
+    return json.loads(Path(out).read_text())["seeds"] if out and Path(out).exists() else []
 
 
 def digits() -> Parts:
