@@ -156,13 +156,20 @@ def test_two_grids_over_one_axis_lose_the_same_indices(first, second):
     from jaxopt_compress.graph.axes import axis, merge
 
     atoms = Atoms()
-    sides = [merge([axis(atoms.fresh(n).reshape(-1, 1)) for n in grid]).ids for grid in (first, second)]
-    atoms.unify(*sides, atoms.reason("apart"))
-    left = np.unique(atoms.resolve(sides[0])[0])
+    one, other = (merge([axis(atoms.fresh(n).reshape(-1, 1)) for n in grid]).ids for grid in (first, second))
+    atoms.unify(one, other, atoms.reason("apart"))
+    left = np.unique(atoms.resolve(one)[0])
     for atom in left[left > NEVER]:
-        np.testing.assert_array_equal(*(solution(atoms, side, [atom]) for side in sides))
-    fits = {(2, 6): 3, (4, 3): 3, (3, 4): 2, (12,): 2}  # how many of the second grids nest
-    assert fits[first] >= 1
+        np.testing.assert_array_equal(solution(atoms, one, [atom]), solution(atoms, other, [atom]))
+    if {first, second} in (
+        {(2, 6)},
+        {(2, 6), (12,)},
+        {(3, 4)},
+        {(2, 6), (2, 2, 3)},
+        {(4, 3), (2, 2, 3)},
+        {(4, 3), (2, 6)},
+    ):
+        assert (left > NEVER).sum() >= 2  # grids that nest leave something to remove
 
 
 def test_pinned_atoms_pin_their_equals():

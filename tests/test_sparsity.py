@@ -1,6 +1,7 @@
 """Training that makes units die: penalties against their formulas, and each method against doing nothing."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ def test_the_proximal_step_is_its_formula(push):
     traced = graph.trace(forward, params, jnp.ones((2, 5)))
     tx = shrinking.proximal_group_lasso(traced, push)
     still = jax.tree.map(jnp.zeros_like, params)
-    new = optax.apply_updates(params, tx.update(still, tx.init(params), params)[0])
+    new: Any = optax.apply_updates(params, tx.update(still, tx.init(params), params)[0])
     kernel, bias = (np.asarray(params["dense_0"][name]) for name in ("kernel", "bias"))
     factor = np.maximum(1 - push * np.sqrt(6) / np.sqrt((kernel**2).sum(0) + bias**2), 0)
     np.testing.assert_allclose(new["dense_0"]["kernel"], kernel * factor, atol=1e-6)

@@ -149,7 +149,7 @@ def bn_init_with_statistics(rng):
 
 
 def inference(layer, y, mean=None, var=None):
-    mean, var = (layer["mean"], layer["var"]) if mean is None else (mean, var)
+    mean, var = (layer["mean"], layer["var"]) if mean is None or var is None else (mean, var)
     y = (y - mean[None, None, None]) * lax.rsqrt(var + 1e-5)[None, None, None]
     return affine(layer, y) if "scale" in layer else y
 
