@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 Variables = dict[str, Any]
 
@@ -17,12 +18,31 @@ class Net(NamedTuple):
       train: `(variables, images) -> (logits, new stats)`.
       apply: `(variables, images) -> logits`.
       width: its usual width.
+      optimizer: `rate -> transformation`.
+      rate: the highest learning rate.
     """
 
     init: Callable[[jax.Array, int], Variables]
     train: Callable[[Variables, jax.Array], tuple[jax.Array, Any]]
     apply: Callable[[Variables, jax.Array], jax.Array]
     width: int
+    optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
+    rate: float
+
+
+def _kernels(params: Any) -> Any:
+    return jax.tree.map(lambda w: w.ndim > 1, params)
+
+
+def sgd(rate: optax.Schedule) -> optax.GradientTransformation:
+    """SGD with Nesterov momentum and weight decay."""
+    decay = optax.add_decayed_weights(5e-4, mask=_kernels)
+    return optax.chain(decay, optax.clip_by_global_norm(1.0), optax.sgd(rate, momentum=0.9, nesterov=True))
+
+
+def adamw(rate: optax.Schedule) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.02, mask=_kernels))
 
 
 def _normal(key: jax.Array, *shape: int) -> jax.Array:
@@ -91,7 +111,7 @@ def _conv_norm(p: Variables, stats: Variables, x: jax.Array, stride: int, traini
     return (x - mean) * jax.lax.rsqrt(var + 1e-5) * p["scale"] + p["shift"], kept
 
 
-cnn = Net(cnn_init, lambda v, x: _cnn(v, x, True), lambda v, x: _cnn(v, x, False)[0], 24)
+cnn = Net(cnn_init, lambda v, x: _cnn(v, x, True), lambda v, x: _cnn(v, x, False)[0], 24, sgd, 0.1)
 
 # --- vision transformer: 49 tokens of 4 x 4 pixels, three pre-norm layers of four heads, mean over tokens ---
 
@@ -137,4 +157,4 @@ def _attention(p: Variables, x: jax.Array) -> jax.Array:
     return _dense(p["out"], jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(*x.shape[:2], -1))
 
 
-vit = Net(vit_init, lambda v, x: (_vit(v, x), {}), _vit, 64)
+vit = Net(vit_init, lambda v, x: (_vit(v, x), {}), _vit, 64, adamw, 2e-3)

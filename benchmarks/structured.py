@@ -30,14 +30,10 @@ BATCH = 128
 CUTS = (0.5, 0.75)
 
 
-def train(forward: Callable, variables: Any, data: Part, epochs: int, rate: float, seed: int) -> Any:
-    """Train with SGD and Nesterov momentum along a cosine; `forward` returns logits and new statistics."""
+def train(net: _nets.Net, forward: Callable, variables: Any, data: Part, epochs: int, seed: int) -> Any:
+    """Train along a cosine; `forward` returns logits and new statistics."""
     steps = epochs * (len(data.label) // BATCH)
-    tx = optax.chain(
-        optax.add_decayed_weights(5e-4, mask=lambda p: jax.tree.map(lambda w: w.ndim > 1, p)),
-        optax.clip_by_global_norm(1.0),
-        optax.sgd(optax.warmup_cosine_decay_schedule(0.0, rate, steps // 20, steps), momentum=0.9, nesterov=True),
-    )
+    tx = net.optimizer(optax.warmup_cosine_decay_schedule(0.0, net.rate, steps // 20, steps))
 
     @jax.jit
     def step(variables, state, image, label):
@@ -58,9 +54,7 @@ def train(forward: Callable, variables: Any, data: Part, epochs: int, rate: floa
     return variables
 
 
-def shrink(
-    net: _nets.Net, variables: Any, data: Parts, cut: float, epochs: int, rate: float, seed: int
-) -> tuple[Any, Any]:
+def shrink(net: _nets.Net, variables: Any, data: Parts, cut: float, epochs: int, seed: int) -> tuple[Any, Any]:
     """Remove and retrain in two rounds; return the smaller function and its variables."""
     apply, forward = net.apply, net.train
     work = jc.graph.multiply_adds(net.apply, variables, data.train.image[:1])
@@ -74,7 +68,7 @@ def shrink(
         small = jc.shrinking.remove(graph, variables, chosen, data.train.image[:2])
         apply, forward = small.fn, small.like(forward, shrinkable=None if net is _nets.vit else "1/**")
         rounds = (epochs // 3, epochs - epochs // 3)[number]
-        variables = train(forward, small.params, data.train, rounds, rate, seed + 100 * (number + 1))
+        variables = train(net, forward, small.params, data.train, rounds, seed + 100 * (number + 1))
     return apply, variables
 
 
@@ -137,15 +131,14 @@ def run(
 ) -> dict[str, Any]:
     """Train, shrink and compare with one seed."""
     one = data.train.image[:1]
-    rate = 0.1 if net is _nets.cnn else 0.05
-    dense = train(net.train, net.init(jax.random.key(seed), net.width), data.train, epochs, rate, seed)
+    dense = train(net, net.train, net.init(jax.random.key(seed), net.width), data.train, epochs, seed)
     row: dict[str, Any] = {"dense": {"error": error(net.apply, dense, scored), **measure(net.apply, dense, one)}}
     variants: dict[str, tuple[Callable, Any]] = {"dense": (net.apply, dense)}
     for cut in cuts:
-        apply, small = shrink(net, dense, data, cut, more, rate, seed)
+        apply, small = shrink(net, dense, data, cut, more, seed)
         found = measure(apply, small, one)
         width = narrower(net, found["multiply_adds"], one)
-        plain = train(net.train, net.init(jax.random.key(seed), width), data.train, epochs + more, rate, seed)
+        plain = train(net, net.train, net.init(jax.random.key(seed), width), data.train, epochs + more, seed)
         row[f"shrunk {cut:.0%}"] = {"error": error(apply, small, scored), **found}
         row[f"small {cut:.0%}"] = {
             "error": error(net.apply, plain, scored),
