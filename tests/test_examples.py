@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax.training.train_state import TrainState
 
 import jaxopt_compress as jc
-from examples import all_in_one, prune, quantize, save_load
+from examples import all_in_one, prune, quantize, save_load, shrink
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,6 +45,13 @@ def test_quantize_example_beats_rounding():
 @pytest.mark.slow
 def test_all_in_one_example():
     assert all_in_one.main() > 0.95
+
+
+@pytest.mark.slow
+def test_shrink_example_keeps_accuracy():
+    found = shrink.main()
+    assert found["retrained"][0] == found["removed"][0] <= 0.25 * found["dense"][0]
+    assert found["retrained"][1] > found["dense"][1] - 0.03
 
 
 def test_save_load_example(tmp_path):
