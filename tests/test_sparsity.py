@@ -76,7 +76,7 @@ def test_proximal_training_kills_units_where_plain_training_kills_none(task):
     params, x, y, traced = task
     plain = trained(optax.adam(3e-3), params, x, y)
     sparse = trained(
-        optax.chain(optax.adam(3e-3), shrinking.proximal_group_lasso(traced, optax.constant_schedule(2e-4))),
+        optax.chain(optax.adam(3e-3), shrinking.proximal_group_lasso(traced, optax.constant_schedule(8e-4))),
         params,
         x,
         y,

@@ -152,7 +152,7 @@ def shrink(
       >>> p = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 3))}
       >>> small = shrink(mlp, p, jnp.ones((2, 4)), ratio=0.75)
       >>> small.widths, small.difference
-      ({'up': (4, 2), 'down': (2, 3)}, 0.0)
+      ({'down': (2, 3), 'up': (4, 2)}, 0.0)
     """
     from jaxopt_compress.graph import trace
     from jaxopt_compress.shrinking.choosing import choose
