@@ -25,6 +25,7 @@ def axes_of(groups):
     return {(part.path, part.axis) for group in groups for part in group.slices if group.size > 1}
 
 
+@pytest.mark.slow
 @EVERY_CASE
 def test_removed_is_masked(case):
     fn, params, inputs = case.make()
