@@ -169,9 +169,9 @@ def stuck(name, make):
     return Case(name, make, exact=(), pinned=axes(f"{HIDDEN} {ENDS}"))
 
 
-def joined(name, make, more="dense_1/kernel:0"):
+def joined(name, make, more="dense_1/kernel:0", pinned=""):
     ends = "{a,b}/kernel:0" + (" dense_1/kernel:1 dense_1/bias:0" if "dense_1" in more else "")
-    return Case(name, make, exact=axes(f"{{a,b}}/kernel:1 {{a,b}}/bias:0 {more}"), pinned=axes(ends))
+    return Case(name, make, exact=axes(f"{{a,b}}/kernel:1 {{a,b}}/bias:0 {more}"), pinned=axes(f"{ends} {pinned}"))
 
 
 CLASSES = {"exact": axes("emb:1 head/kernel:0"), "pinned": axes("head/kernel:1 head/bias:0")}
@@ -213,7 +213,7 @@ CASES = (
     plain("indexing_token_by_data", by_data(pick_token, 7, (6,), shape=(2, 6, 5))),
     plain("indexing_take_along_tokens", by_data(along_tokens, 7, (6, 2, 4), shape=(2, 6, 5))),
     joined("indexing_outer_product", two_layers(lambda p, a, b: (a[:, :, None] * b[:, None]).reshape(2, 42), 42)),
-    joined("indexing_bilinear", bilinear, "form:0,1"),
+    joined("indexing_bilinear", bilinear, "form:0,1", "form:2"),
     joined(
         "indexing_three_operands",
         two_layers(
