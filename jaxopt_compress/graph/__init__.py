@@ -1,7 +1,6 @@
 """What a function does with its parameters, read from its jaxpr."""
 
 from jaxopt_compress.graph.blocks import Block as Block
-from jaxopt_compress.graph.cost import equation as equation
 from jaxopt_compress.graph.cost import multiply_adds as multiply_adds
 from jaxopt_compress.graph.groups import Group as Group
 from jaxopt_compress.graph.groups import Slices as Slices

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxopt_compress.graph.cost import CONTRACTIONS
 from jaxopt_compress.graph.coupling import Coupling
 from jaxopt_compress.graph.program import Op, Program, Value, constant
 from jaxopt_compress.graph.rules import elementwise
@@ -54,7 +55,7 @@ def _block(
     if branch is stream or not (branch.varies and stream.varies):
         return None
     inside = _only_for(coupling, place, set(program.outs), op, branch)
-    if not any(o.name in ("dot_general", "conv_general_dilated") for o in _walk(inside)):
+    if not any(o.name in CONTRACTIONS for o in _walk(inside)):
         return None
     entries = {v for o in inside for v in o.ins if v.varies and v.op not in inside}
     own = sorted({v.leaf for o in inside for v in o.ins if v.leaf is not None and _within(coupling, v, inside)})
@@ -131,7 +132,7 @@ def _constant(value: Value) -> float | None:
 
 
 def _result(coupling: Coupling, op: Op, numbers: Sequence[float | None]) -> float | None:
-    if op.name in ("dot_general", "conv_general_dilated"):
+    if op.name in CONTRACTIONS:
         return 0.0 if 0.0 in numbers else None
     if op.name in REDUCED and numbers[0] is not None:
         count = op.ins[0].aval.size // max(op.outs[0].aval.size, 1)
@@ -140,6 +141,6 @@ def _result(coupling: Coupling, op: Op, numbers: Sequence[float | None]) -> floa
         return numbers[0]
     if op.name in ("concatenate", "pad"):
         return numbers[0] if len(set(numbers)) == 1 else None
-    if op.name in elementwise.RULES and op.name != "optimization_barrier":
+    if op.name in elementwise.RULES and op.name not in elementwise.PASSING:
         return elementwise.on_numbers(coupling, op, numbers)
     return None

@@ -1,11 +1,13 @@
 """What a function costs, read from its jaxpr."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
 import jax
 from jax.extend import core as jex
+
+CONTRACTIONS = ("dot_general", "ragged_dot_general", "conv_general_dilated")
 
 
 def multiply_adds(fn: Callable, *args) -> int:
@@ -36,7 +38,7 @@ def _count(jaxpr: jex.Jaxpr) -> int:
 
 def _equation(eqn: jex.JaxprEqn) -> int:
     name = eqn.primitive.name
-    if name in ("dot_general", "conv_general_dilated"):
+    if name in CONTRACTIONS:
         return equation(eqn)
     inner = [_count(jaxpr) for jaxpr in jex.jaxprs_in_params(eqn.params)]
     if name == "while" and any(inner):
@@ -48,13 +50,19 @@ def _equation(eqn: jex.JaxprEqn) -> int:
 
 def equation(eqn: jex.JaxprEqn) -> int:
     """Count the multiply-adds of one contraction or convolution."""
-    return _dot(eqn) if eqn.primitive.name == "dot_general" else _conv(eqn)
+    return _conv(eqn) if eqn.primitive.name == "conv_general_dilated" else _dot(eqn)
+
+
+def contracted(params: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the axes of the left operand that a matrix product sums over."""
+    ragged = params.get("ragged_dot_dimension_numbers")
+    (left, _), _ = ragged.dot_dimension_numbers if ragged else params["dimension_numbers"]
+    return tuple(left)
 
 
 def _dot(eqn: jex.JaxprEqn) -> int:
-    (contracted, _), _ = eqn.params["dimension_numbers"]
     lhs = _shape(eqn.invars[0])
-    return prod(_shape(eqn.outvars[0])) * prod(lhs[axis] for axis in contracted)
+    return prod(_shape(eqn.outvars[0])) * prod(lhs[axis] for axis in contracted(eqn.params))
 
 
 def _conv(eqn: jex.JaxprEqn) -> int:

@@ -94,6 +94,10 @@ class Coupling:
         ids, why = self.atoms.resolve(self._fresh[key].reshape(-1, 1))
         return axes.axis(ids, flags, value, why=why)
 
+    def made(self, key: Any) -> bool:
+        """Tell whether `fresh` has made atoms for a key."""
+        return key in self._fresh
+
     def reason(self, op: Op, text: str) -> int:
         """Return the number of the sentence "`primitive` ... (the user's line)"."""
         if (op, text) not in self._reasons:

@@ -2,7 +2,7 @@
 
 A jaxpr may hold one inner jaxpr object at several places (every `relu` of a model is the same `jit`), so that its
 variables stand for several values. Here each use has its own. `jit` and its like are inlined; what has a meaning of its
-own (`scan`, `while`, `cond`, `remat`, custom derivatives) keeps its bodies.
+own (`scan`, `while`, `cond`, `remat`, custom derivatives) keeps its bodies. What nothing depends on is left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend import core as jex
 from jax.extend import source_info_util
 
-INLINED = ("jit", "pjit", "closed_call", "core_call", "call", "composite", "eval_jaxpr")
+INLINED = ("jit", "pjit", "closed_call", "core_call", "call", "composite", "custom_vmap_call", "eval_jaxpr")
 BODIES = {
     "scan": ("jaxpr",),
     "while": ("cond_jaxpr", "body_jaxpr"),
@@ -171,7 +171,18 @@ def _read(jaxpr: jex.Jaxpr, consts: Sequence[Any], ins: list[Value], around: str
             env.update(zip(eqn.outvars, part.outs, strict=True))
         else:
             ops.append(_operation(eqn, args, env, around))
-    return Program(ins, [_value(env, var) for var in jaxpr.outvars], ops)
+    outs = [_value(env, var) for var in jaxpr.outvars]
+    return Program(ins, outs, _live(ops, outs))
+
+
+def _live(ops: Sequence[Op], outs: Sequence[Value]) -> list[Op]:
+    """Leave out what nothing depends on."""
+    needed, kept = set(outs), []
+    for op in reversed(ops):
+        if op.eqn.effects or not needed.isdisjoint(op.outs):
+            kept.append(op)
+            needed.update(op.ins)
+    return kept[::-1]
 
 
 def _value(env: dict[Any, Value], var: Any) -> Value:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxopt_compress.graph import Graph, Narrowing, equation
+from jaxopt_compress.graph import Graph, Narrowing
+from jaxopt_compress.graph.cost import CONTRACTIONS, contracted, equation
 from jaxopt_compress.graph.program import Op
 from jaxopt_compress.graph.uses import counted
 
@@ -40,14 +41,13 @@ def narrow_multiply_adds(graph: Graph, cut: Any) -> int:
 
 
 def _work(narrow: Narrowing, op: Op) -> float:
-    if op.name not in ("dot_general", "conv_general_dilated"):
+    if op.name not in CONTRACTIONS:
         return 0.0
     share = _share(op.outs[0].shape, narrow.shape(op.outs[0]))
-    if op.name == "dot_general":
-        (contract, _), _ = op.params["dimension_numbers"]
-        dims, value = contract, op.ins[0]
+    if op.name == "conv_general_dilated":
+        dims, value = (op.params["dimension_numbers"].rhs_spec[1],), op.ins[1]
     else:
-        dims, value = [op.params["dimension_numbers"].rhs_spec[1]], op.ins[1]
+        dims, value = contracted(op.params), op.ins[0]
     before, after = (tuple(shape[dim] for dim in dims) for shape in (value.shape, narrow.shape(value)))
     return equation(op.eqn) * share * _share(before, after)
 

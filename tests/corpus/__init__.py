@@ -5,6 +5,7 @@ from tests.corpus import (
     branches,
     cnn,
     exotic,
+    experts,
     indexing,
     leaves,
     mlp,
@@ -25,5 +26,6 @@ CASES = (
     *indexing.CASES,
     *leaves.CASES,
     *exotic.CASES,
+    *experts.CASES,
     *modules.CASES,
 )

@@ -60,6 +60,21 @@ def printed(h, p, x):
     return h
 
 
+def printed_text(h, p, x):
+    jax.debug.print("{}", h.sum())
+    return h
+
+
+@jax.custom_batching.custom_vmap
+def own_vmap(x):
+    return x * 2.0
+
+
+@own_vmap.def_vmap
+def _(size, batched, x):
+    return x * 2.0, batched[0]
+
+
 @jax.custom_jvp
 def bent(x):
     return jnp.maximum(x, 0.0) * 2.0
@@ -185,6 +200,16 @@ CASES = (
     ),
     _leaky("self_over_norm", lambda h, p, x: h * jax.lax.rsqrt(h * h)),  # 0 * inf
     _free("polynomial", lambda h, p, x: h * h * 2.0 + h),
+    _free("polyval", lambda h, p, x: jnp.polyval(jnp.array([1.0, 2.0, 3.0]), h)),
+    _free("device_put", lambda h, p, x: jax.device_put(h) * 2.0),
+    _free("custom_vmap", lambda h, p, x: own_vmap(h)),
+    _free("printed_text", printed_text),
+    _free("added_at_a_token", lambda h, p, x: h.at[0].add(h[1])),
+    _free("subtracted_at_a_token", lambda h, p, x: h.at[0].subtract(h[1])),
+    _free("set_at_a_token", lambda h, p, x: jax.nn.sigmoid(h).at[0].set(jax.nn.sigmoid(h[1]))),
+    _leaky("constants_added_at_a_token", lambda h, p, x: (s := jax.nn.sigmoid(h)).at[0].add(s[1])),
+    _leaky("constants_subtracted_at_a_token", lambda h, p, x: (s := jax.nn.sigmoid(h)).at[0].subtract(s[1])),
+    _leaky("constants_multiplied_at_a_token", lambda h, p, x: (s := jax.nn.sigmoid(h)).at[0].multiply(s[1])),
     Case("exotic_key_leaf", keyed(random_mask, jax.random.key(3)), exact=HIDDEN, pinned=ENDS),
     Case("exotic_old_key_leaf", keyed(random_mask, jax.random.PRNGKey(3)), exact=HIDDEN, pinned=ENDS),
     Case(

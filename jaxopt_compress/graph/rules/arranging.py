@@ -199,7 +199,7 @@ def _pad(coupling: Coupling, op: Op) -> None:
         axis, source = operand.axes[dim], pad_source(operand.shape[dim], low, high, inner)
         if not (low or high or inner):
             found.append(_padded_through(axis, flags, value))
-        elif not axis.shrinks:
+        elif not axis.shrinks and not coupling.made((op, dim)):  # both runs make the same atoms
             found.append(axes.fixed(len(source), axis.why))
         else:
             free = coupling.fresh((op, dim), max(len(source), 2), flags, value)

@@ -85,6 +85,35 @@ def _sum_over(coupling: Coupling, op: Op, ids: np.ndarray, parts: Sequence[Axis]
     coupling.leak(op, ids[open_], LEAKS)
 
 
+# --- ragged_dot_general ---
+
+
+def _ragged_dot(coupling: Coupling, op: Op) -> None:
+    """Rows of the left operand in turn, each run of them with a matrix of its own: mixtures of experts."""
+    lhs, rhs, sizes = op.ins
+    numbers = op.params["ragged_dot_dimension_numbers"]
+    contract, batch = numbers.dot_dimension_numbers
+    if batch[0] or len(numbers.rhs_group_dimensions) != 1 or numbers.lhs_ragged_dimensions[0] in contract[0]:
+        opaque(coupling, op)
+        return
+    roles = [["out"] * lhs.ndim, ["out"] * rhs.ndim]
+    for side, dims in enumerate((numbers.lhs_ragged_dimensions, numbers.rhs_group_dimensions)):
+        roles[side][dims[0]] = "batch"
+        coupling.pin(op, op.ins[side].axes[dims[0]], "takes groups of rows by data")
+    coupling.pin(op, sizes.axes[0], "takes groups of rows by data")
+    for left, right in zip(*contract):
+        both = coupling.equate(op, [lhs.axes[left], rhs.axes[right]])
+        _sum_over(coupling, op, both.ids, (lhs.axes[left], rhs.axes[right]), folds=False)
+        roles[0][left] = roles[1][right] = "in"
+    for side in (0, 1):
+        _use(coupling, op, side, roles[side])
+    rows = [
+        zeros_and_uniform_stay(a) if r == "out" else axes.fixed(a.size) for a, r in zip(lhs.axes, roles[0]) if r != "in"
+    ]
+    columns = [zeros_and_uniform_stay(axis) for axis, role in zip(rhs.axes, roles[1]) if role == "out"]
+    op.outs[0].axes = [_with_origins(op, axis) for axis in rows + columns]
+
+
 # --- conv_general_dilated ---
 
 
@@ -146,5 +175,9 @@ def opaque(coupling: Coupling, op: Op) -> None:
         out.axes = [axes.fixed(size, coupling.reason(op, text)) for size in out.shape]
 
 
-RULES = {"dot_general": Rule(_dot, as_it_is), "conv_general_dilated": Rule(_conv, _narrow_conv)}
+RULES = {
+    "dot_general": Rule(_dot, as_it_is),
+    "ragged_dot_general": Rule(_ragged_dot, as_it_is),
+    "conv_general_dilated": Rule(_conv, _narrow_conv),
+}
 OPAQUE = Rule(opaque, as_it_is)

@@ -15,17 +15,19 @@ from jaxopt_compress.graph.rules.rule import Rule, as_it_is, uniform_flags
 
 NAMES = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp
-clz complex conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge
-gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul mulhi
-name ne neg nextafter not optimization_barrier or polygamma population_count pow pvary real reduce_precision
-regularized_incomplete_beta rem reshard round rsqrt select_n sharding_constraint shift_left shift_right_arithmetic
-shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh xor zeta
+clz complex conj convert_element_type copy copy_p cos cosh device_put digamma div eq eq_to erf erf_inv erfc exp exp2
+expm1 floor ge gt igamma igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p log2 logistic lt
+lt_to max min mul mulhi name ne neg nextafter not one_minus_square optimization_barrier or polygamma polynomial
+population_count pow pvary real reciprocal reduce_precision regularized_incomplete_beta rem reshard round rsqrt select_n
+sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub
+tan tanh xor zeta
 """
+PASSING = ("device_put", "optimization_barrier")  # any number of operands, each apart from the others
 
 
 def couple(coupling: Coupling, op: Op) -> None:
     """Equate all operands, axis by axis."""
-    if op.name == "optimization_barrier":
+    if op.name in PASSING:
         for value, out in zip(op.ins, op.outs):
             out.axes = list(value.axes)
         return

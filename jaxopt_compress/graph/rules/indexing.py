@@ -61,13 +61,17 @@ def _dynamic_update_slice(coupling: Coupling, op: Op) -> None:
 
 
 def _both(coupling: Coupling, op: Op, parts: Sequence[Axis]) -> Axis:
-    """Equate what is there with what is written over it; a fill is known where it is the same in both."""
+    """Equate what is there with what is written there; a fill is known where it is the same in both, and the result."""
     first = coupling.equate(op, parts)
     fills = [axes.fill(part, first.ids) for part in parts]
     same = (fills[0][0] & fills[1][0] & KNOWN > 0) & axes.alike(fills[0][1], fills[1][1])
+    same &= np.isin(fills[0][1], _STAYS[op.name]) if op.name in _STAYS else True
     flags = np.where(same, fills[0][0], 0).astype(np.uint8)
     origins = frozenset() if op.outs[0].varies else axes.origins(parts)
     return Axis(first.ids, flags, fills[0][1], origins, first.why)
+
+
+_STAYS = {"scatter-add": 0.0, "scatter-sub": 0.0, "scatter-mul": (0.0, 1.0)}  # numbers that `op(c, c)` gives back
 
 
 # --- gather ---
@@ -164,10 +168,11 @@ def _narrow_gather(narrowing: Narrowing, op: Op, args: Sequence[Any]) -> list[An
     if index is not None and narrowing.shrinks(op.ins[0], dims[0]):
         if dims[0] not in numbers.collapsed_slice_dims:
             return _narrow_window(narrowing, op, operand, int(index[0]))
-        place = next(p for p, size in enumerate(op.ins[1].shape[:-1]) if size > 1)
         batch = [dim for dim in range(out.ndim) if dim not in numbers.offset_dims]
-        index = narrowing.positions(op.ins[0], dims[0], index[narrowing.kept(out, batch[place])])
-        shape = [*op.ins[1].shape[:place], len(index), *op.ins[1].shape[place + 1 :]]
+        for place in [p for p, size in enumerate(op.ins[1].shape[:-1]) if size > 1]:
+            index = index[narrowing.kept(out, batch[place])]
+        index = narrowing.positions(op.ins[0], dims[0], index)
+        shape = [len(index) if size > 1 else 1 for size in op.ins[1].shape]
         indices = jnp.asarray(index.reshape(shape), op.ins[1].aval.dtype)
     full = op.params["slice_sizes"]
     sizes = [new if size == old else size for size, old, new in zip(full, op.ins[0].shape, operand.shape)]
@@ -281,7 +286,8 @@ RULES = {
     "dynamic_update_slice": Rule(_dynamic_update_slice, as_it_is),
     "gather": Rule(_gather, _narrow_gather),
     **dict.fromkeys(
-        ("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max"), Rule(_scatter, _narrow_scatter)
+        ("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"),
+        Rule(_scatter, _narrow_scatter),
     ),
     "iota": Rule(_iota, _narrow_generated),
     "random_bits": Rule(_generated, _narrow_generated),
