@@ -30,16 +30,8 @@ BATCH = 128
 CUTS = (0.5, 0.75)
 
 
-def train(
-    net: _nets.Net,
-    forward: Callable,
-    variables: Any,
-    data: Part,
-    epochs: int,
-    seed: int,
-    teacher: Callable | None = None,
-) -> Any:
-    """Train along a cosine; `forward` returns logits and new statistics; a `teacher` gives half of the loss."""
+def train(net: _nets.Net, forward: Callable, variables: Any, data: Part, epochs: int, seed: int) -> Any:
+    """Train along a cosine; `forward` returns logits and new statistics."""
     steps = epochs * (len(data.label) // BATCH)
     tx = net.optimizer(optax.warmup_cosine_decay_schedule(0.0, net.rate, steps // 20, steps))
 
@@ -47,9 +39,7 @@ def train(
     def step(variables, state, image, label):
         def loss(params):
             logits, stats = forward({**variables, "params": params}, image)
-            if teacher is None:
-                return jc.distillation.cross_entropy(logits, label).mean(), stats
-            return jc.distillation.kd(logits, teacher(image), label, temperature=2.0, alpha=0.5).mean(), stats
+            return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(), stats
 
         slopes, stats = jax.grad(loss, has_aux=True)(variables["params"])
         updates, state = tx.update(slopes, state, variables["params"])
@@ -64,12 +54,9 @@ def train(
     return variables
 
 
-def shrink(
-    net: _nets.Net, dense: Any, data: Parts, cut: float, epochs: int, seed: int, taught: bool
-) -> tuple[Any, Any]:
+def shrink(net: _nets.Net, variables: Any, data: Parts, cut: float, epochs: int, seed: int) -> tuple[Any, Any]:
     """Remove and retrain in two rounds; return the smaller function and its variables."""
-    apply, forward, variables = net.apply, net.train, dense
-    teacher = (lambda image: net.apply(dense, image)) if taught else None
+    apply, forward = net.apply, net.train
     work = jc.graph.multiply_adds(net.apply, variables, data.train.image[:1])
     for number, goal in enumerate((cut / 2, cut)):
         scores = taylor(apply, variables, data.train, seed)
@@ -81,7 +68,7 @@ def shrink(
         small = jc.shrinking.remove(graph, variables, chosen, data.train.image[:2])
         apply, forward = small.fn, small.like(forward, shrinkable=None if net is _nets.vit else "1/**")
         rounds = (epochs // 3, epochs - epochs // 3)[number]
-        variables = train(net, forward, small.params, data.train, rounds, seed + 100 * (number + 1), teacher)
+        variables = train(net, forward, small.params, data.train, rounds, seed + 100 * (number + 1))
     return apply, variables
 
 
@@ -148,15 +135,17 @@ def run(
     row: dict[str, Any] = {"dense": {"error": error(net.apply, dense, scored), **measure(net.apply, dense, one)}}
     variants: dict[str, tuple[Callable, Any]] = {"dense": (net.apply, dense)}
     for cut in cuts:
-        for name, taught in (("shrunk", False), ("distilled", True)):
-            apply, small = shrink(net, dense, data, cut, more, seed, taught)
-            found = measure(apply, small, one)
-            row[f"{name} {cut:.0%}"] = {"error": error(apply, small, scored), **found}
-            variants[f"{name} {cut:.0%}"] = (apply, small)
+        apply, small = shrink(net, dense, data, cut, more, seed)
+        found = measure(apply, small, one)
         width = narrower(net, found["multiply_adds"], one)
         plain = train(net, net.train, net.init(jax.random.key(seed), width), data.train, epochs + more, seed)
-        found = {"error": error(net.apply, plain, scored), "width": width, **measure(net.apply, plain, one)}
-        row[f"small {cut:.0%}"], variants[f"small {cut:.0%}"] = found, (net.apply, plain)
+        row[f"shrunk {cut:.0%}"] = {"error": error(apply, small, scored), **found}
+        row[f"small {cut:.0%}"] = {
+            "error": error(net.apply, plain, scored),
+            "width": width,
+            **measure(net.apply, plain, one),
+        }
+        variants |= {f"shrunk {cut:.0%}": (apply, small), f"small {cut:.0%}": (net.apply, plain)}
     for batch, rounds in ((1, 20 * more), (128, 10 * more)):
         for name, value in latency(variants, scored.image[:batch], rounds).items():
             row[name][f"latency_{batch}"] = value
@@ -167,8 +156,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--net", choices=("cnn", "vit"), default="cnn")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=4, help="of the dense net")
-    parser.add_argument("--more", type=int, default=6, help="epochs of retraining")
+    parser.add_argument("--epochs", type=int, default=3, help="of the dense net")
+    parser.add_argument("--more", type=int, default=4, help="epochs of retraining")
     parser.add_argument("--validation", action="store_true", help="train without the validation images and score them")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out")

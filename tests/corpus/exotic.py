@@ -200,6 +200,9 @@ CASES = (
     ),
     _leaky("self_over_norm", lambda h, p, x: h * jax.lax.rsqrt(h * h)),  # 0 * inf
     _free("polynomial", lambda h, p, x: h * h * 2.0 + h),
+    _free("argmax_tokens", lambda h, p, x: h + jnp.argmax(jax.nn.sigmoid(h), 0, keepdims=True).astype(h.dtype)),
+    _free("one_index", lambda h, p, x: h * h[:, np.array([2])]),
+    _free("zero_rows", lambda h, p, x: h + jnp.pad(h[:1, :6], ((0, 0), (0, 2))) @ p["w"], w=square),
     _free("polyval", lambda h, p, x: jnp.polyval(jnp.array([1.0, 2.0, 3.0]), h)),
     _free("device_put", lambda h, p, x: jax.device_put(h) * 2.0),
     _free("custom_vmap", lambda h, p, x: own_vmap(h)),

@@ -118,11 +118,17 @@ def _recounted(narrowing: Narrowing, op: Op, array: Any, found: Any) -> Any:
 
 
 def _search(coupling: Coupling, op: Op) -> None:
+    """Where all entries are one number, the first of them is found."""
     operand, gone = op.ins[0], op.params["axes"]
     for dim in gone:
         coupling.pin(op, operand.axes[dim], "gives an index along it")
     found = [axis for dim, axis in enumerate(operand.axes) if dim not in gone]
-    op.outs[0].axes = [axes.axis(a.ids, origins=a.origins, why=a.why) for a in found]
+    op.outs[0].axes = [_first_found(axis) for axis in found]
+
+
+def _first_found(axis: Axis) -> Axis:
+    flags = np.where(axis.flags & KNOWN > 0, axes.SURE, axis.flags & np.uint8(UNIFORM))
+    return Axis(axis.ids, flags.astype(np.uint8), np.zeros(axis.ids.shape), axis.origins, axis.why)
 
 
 def _sort(coupling: Coupling, op: Op) -> None:
