@@ -58,14 +58,18 @@ def difference(
 def _shaken(fn: Callable, masked: Any, inputs: tuple[Any, ...]) -> list[list[Any]]:
     """Run the masked function on numbers that are off in their last places, for outputs in which these are enlarged."""
 
-    def off(leaf: Any, sign: int) -> Any:
-        leaf = jnp.asarray(leaf)
-        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return leaf
-        steps = jnp.where(jnp.arange(leaf.size) % 2, sign, -sign).reshape(leaf.shape).astype(leaf.dtype)
-        return leaf * (1 + 4 * float(jnp.finfo(leaf.dtype).eps) * steps)
+    def run(sign: int) -> list[Any]:
+        return jax.tree.leaves(jax.jit(fn)(*jax.tree.map(lambda leaf: _off(leaf, sign), (masked, *inputs))))
 
-    return [jax.tree.leaves(jax.jit(fn)(*jax.tree.map(lambda a: off(a, s), (masked, *inputs)))) for s in (1, -1)]
+    return [run(1), run(-1)]
+
+
+def _off(leaf: Any, sign: int) -> Any:
+    leaf = jnp.asarray(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf
+    steps = jnp.where(jnp.arange(leaf.size) % 2, sign, -sign).reshape(leaf.shape).astype(leaf.dtype)
+    return leaf * (1 + 4 * float(jnp.finfo(leaf.dtype).eps) * steps)
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
