@@ -2,6 +2,7 @@
 
 from tests.corpus import (
     attention,
+    beyond,
     branches,
     cnn,
     exotic,
@@ -12,7 +13,9 @@ from tests.corpus import (
     modules,
     recurrent,
     residual,
+    sequences,
     transformers,
+    weights,
 )
 
 CASES = (
@@ -28,4 +31,7 @@ CASES = (
     *exotic.CASES,
     *experts.CASES,
     *modules.CASES,
+    *weights.CASES,
+    *beyond.CASES,
+    *sequences.CASES,
 )
