@@ -64,6 +64,7 @@ def test_a_traced_total_is_exact_too(leaves, part):
         assert abs(got - want) <= 2 + 1e-5 * sum(sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.0, 0.9, 0.98, 1.0])
 @pytest.mark.parametrize("shapes", [LENET, RESNET], ids=["lenet", "convolutions"])
 def test_erk_meets_the_budget_exactly(sparsity, shapes):
@@ -120,6 +121,7 @@ def test_a_sparsity_for_each_leaf():
     assert kept(t, params, step=0)["fc2"] == 30000
 
 
+@pytest.mark.slow
 def test_a_global_ranking_keeps_a_minimum_of_every_leaf():
     params = weights({"large": (40, 10), "small": (20, 10)})
     params["small"] = params["small"] * 1e-6
@@ -136,6 +138,7 @@ def test_a_global_ranking_keeps_a_minimum_of_every_leaf():
     assert kept(t, params) == {"large": 40, "small": 20}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
 def test_minima_are_exact_among_scores_that_say_nothing(value):
     params = {"a": jnp.full((5, 4), value), "b": jnp.full((5, 4), value)}

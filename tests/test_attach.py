@@ -281,6 +281,7 @@ INSIDE: dict[str, Any] = {
 KERNELS_OR_BIAS = {"a": {"kernel": "x", "bias": "y"}, "b": {"kernel": "x"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", INSIDE.values(), ids=INSIDE)
 def test_attach_may_stand_inside(wrap):
     tx = attach(ADAM, jc.select("**/kernel", prune(magnitude, 0.5)))
@@ -337,6 +338,7 @@ def test_integer_and_missing_leaves_pass_through():
     assert isinstance(state, AttachState)
 
 
+@pytest.mark.slow
 def test_checkpoint_through_orbax_resumes_bit_for_bit(tmp_path):
     tx = attach(ADAM, moving())
     first, _ = train(tx, start(), steps=3)

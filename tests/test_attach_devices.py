@@ -175,6 +175,7 @@ def test_one_compilation_for_a_whole_run(name):
     assert np.isfinite(np.asarray(loss)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize(
     "axis_type", [AxisType.Auto, pytest.param(AxisType.Explicit, marks=SLOW)], ids=["auto", "explicit"]
@@ -207,6 +208,7 @@ def collectives(text: str) -> list[tuple[str, tuple[int, ...]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_the_sharded_step_gathers_nothing_that_the_dense_step_does_not(scope):
     mesh, state, batch, train_step = placed(AxisType.Auto, scope)

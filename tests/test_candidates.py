@@ -31,6 +31,7 @@ def key_of(value: float) -> jax.Array:
     return ranking.ordered_keys(jnp.float32(value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.01), (-0.01, -0.005), (5.0, 6.0), (0.5, 0.5)])
 def test_every_entry_between_is_collected_with_its_place_once(low, high):
     operands = arrays()

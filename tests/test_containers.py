@@ -43,6 +43,7 @@ def test_every_container(container):
             assert changed[path] is leaf is forms[path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linen", "frozen_dict", "nnx_state", "equinox"])
 def test_a_model_runs_on_what_apply_and_decode_give(kind):
     x = jax.random.normal(jax.random.key(7), (5, 6))

@@ -203,6 +203,7 @@ def test_gradient_of_a_surgeon():
 LAYERS = {"kernel": normal(3, 8, 4), "bias": normal(3, 4, seed=1), "n": jnp.arange(3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "t",
     [

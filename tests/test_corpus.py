@@ -9,7 +9,12 @@ from jaxopt_compress import graph, shrinking, tree
 from jaxopt_compress.graph.folding import bias_after
 from tests.corpus import CASES
 
-EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+CORE = ("cnn_", "resnet", "attention_g", "transformer_v", "rnn", "lstm", "linen", "nnx", "experts_s")
+EVERY_CASE = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case.name.startswith(CORE) else pytest.mark.slow) for case in CASES],
+    ids=lambda case: case.name,
+)
 
 
 def cuts(groups, seed=0):
@@ -88,6 +93,7 @@ def test_verdicts(case):
     assert not set(case.pinned) & (exact | inexact), f"removable: {set(case.pinned) & (exact | inexact)}"
 
 
+@pytest.mark.slow
 @EVERY_CASE
 def test_slices_that_only_read_stay_in_the_masked_function(case):
     """The mask is checked against its definition: what a unit reads is untouched, what makes it is all zero."""

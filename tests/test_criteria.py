@@ -54,6 +54,7 @@ def test_geometric_median_sums_distances(axis):
         np.testing.assert_allclose(channel, want, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_lamp_is_the_share_among_survivors_and_keeps_every_leaf_alive():
     w = PARAMS["dense"]["kernel"].astype(np.float64)
     want = [[x * x / np.sum(w[np.abs(w) >= abs(x)] ** 2) for x in row] for row in w]
@@ -174,6 +175,7 @@ def test_fisher_sums_many_examples_of_narrow_weights_in_float32():
     assert float(criterion(w)["w"][0]) == 0.5
 
 
+@pytest.mark.slow
 def test_grasp_multiplies_by_the_hessian():
     at = lambda flat: loss(of_path(PATH, flat.reshape(W.shape)), (X, Y))  # noqa: E731
     hessian, grad = jax.hessian(at)(W.ravel()), jax.grad(at)(W.ravel())
@@ -195,6 +197,7 @@ def test_fisher_in_chunks_is_the_same():
         pruning.fisher(loss, NET, (X, Y), chunk=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["fisher", "averaged", "grasp", "synflow"])
 def test_a_criterion_that_needs_the_model_works_under_select(criterion):
     make = {
@@ -228,6 +231,7 @@ def flow(params, x):
     return x
 
 
+@pytest.mark.slow
 def test_synflow_in_rounds_keeps_every_layer_and_in_one_round_does_not():
     params, rounds, density = deep(), 100, 0.01
     criterion = pruning.synflow(flow, params, jnp.ones((1, 20)))

@@ -91,6 +91,7 @@ def test_set_drops_the_smallest_and_grows_anywhere():
     assert len(set(grown)) == 4  # other weights in every update
 
 
+@pytest.mark.slow
 def test_exact_counts_and_one_compilation_over_a_schedule():
     sparsity, fraction = optax.linear_schedule(0.5, 0.9, 6), optax.cosine_decay_schedule(0.3, 8)
     t = jc.select(KERNELS, rigl(KEY, sparsity, fraction))
@@ -118,6 +119,7 @@ def test_keys_make_masks_and_the_same_key_the_same(method):
     assert (drawn[0]["a/kernel"].ravel()[:60] != drawn[0]["b/kernel"].ravel()).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
 def test_any_kind_of_key_and_a_donated_state(impl):
     key = jax.random.key(0, impl=impl)
@@ -279,6 +281,7 @@ def test_draws_are_exact_uniform_and_independent_of_what_is_taken():
     assert (first != second).any()
 
 
+@pytest.mark.slow
 def test_a_flax_module_with_biases_left_alone():
     """A peer raised here: masks with `None` in the place of unpruned leaves."""
     params: Any = nn.Dense(4).init(jax.random.key(0), jnp.ones((1, 6)))

@@ -66,6 +66,7 @@ def test_examples_are_short(path):
         assert len(path.read_text().splitlines()) < 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["concepts", "optimizers", "pruning", "shrinking", "tpu"])
 def test_pages_run(page):
     names, blocks = {}, code_blocks(f"docs/{page}.md")

@@ -44,6 +44,7 @@ def quantized(w, bits=8, axes: Any = -1) -> jc.Quantized:
     return cast(Any, t.encode({"w": w}, t.init({"w": w})))["w"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 8])
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 @pytest.mark.parametrize(
@@ -180,6 +181,7 @@ def layer(name):
     return module, x, params, loud
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANNELS)
 def test_channels_do_not_disturb_each_other(name):
     _, _, params, loud = layer(name)
@@ -196,6 +198,7 @@ def test_channels_do_not_disturb_each_other(name):
     assert np.mean(wrong[0][~loud] != wrong[1][~loud]) > 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CHANNELS if OUTPUT_CHANNELS.get(name) != set()])
 def test_every_output_channel_keeps_its_precision(name):
     module, x, params, loud = layer(name)

@@ -154,6 +154,7 @@ def test_scan_equals_loop(row):
     assert_same_bits(scanned, looped)
 
 
+@pytest.mark.slow
 @ROWS
 def test_vmap_equals_loop(row):
     t = row.make()
@@ -171,6 +172,7 @@ def test_vmap_equals_loop(row):
         assert_same_bits(jax.tree.map(lambda x, i=i: x[i], together), (state, apply(p, state)))
 
 
+@pytest.mark.slow
 @ROWS
 def test_pmap_equals_single_device(row):
     t = row.make()
@@ -206,6 +208,7 @@ def test_apply_is_idempotent(row):
     chex.assert_trees_all_close(t.apply(once, state), once, rtol=1e-6)
 
 
+@pytest.mark.slow
 @ROWS
 def test_chain_is_associative_with_identity(row):
     t = row.make()
@@ -245,6 +248,7 @@ def test_table_lists_every_public_transform():
     assert not {name for name in public if f"{name}(" not in source}
 
 
+@pytest.mark.slow
 @ROWS
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=["explicit", "auto"])
 def test_sharded_equals_single_device(row, axis_type):

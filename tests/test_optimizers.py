@@ -259,6 +259,7 @@ STRICT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", STRICT)
 def test_keeps_dtypes_under_strict_promotion(case, dtype):

@@ -47,6 +47,7 @@ def by_search(params) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.0, 0.15, 0.3, 1.0])
 def test_effective_sparsity_is_that_of_a_search(density):
     for seed in range(4):
@@ -59,6 +60,7 @@ def test_effective_sparsity_is_that_of_a_search(density):
         assert found.effective_sparsity == pytest.approx(1 - sum(by_search(params).values()) / size)
 
 
+@pytest.mark.slow
 def test_a_convolutional_flax_net_and_a_dead_channel():
     class Net(nn.Module):
         @nn.compact
@@ -78,6 +80,7 @@ def test_a_convolutional_flax_net_and_a_dead_channel():
     assert found["params/head/kernel"].effective == 4 * 4 * 4 * 3
 
 
+@pytest.mark.slow
 def test_deep_nets_neither_overflow_nor_fade():
     params = {f"layer_{i:03}": jnp.ones((50, 50)) for i in range(100)}
 

@@ -71,6 +71,7 @@ def test_exact_number_of_zeros(size, thousandths):
     assert zeros(pruned({"w": normal(size)}, sparsity=sparsity)["w"]) == want
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "sparsity", "number"), [(2, 0.25, 0), (2, 0.75, 2), (10, 0.25, 2), (10, 0.35, 4), (3, 0.5, 2), (5, 0.5, 2)]
 )
@@ -87,6 +88,7 @@ def test_ties_are_counted_exactly():
         np.testing.assert_array_equal(after != 0, np.arange(12) < 12 - number)
 
 
+@pytest.mark.slow
 @ZERO_ONE
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_all_or_nothing(sparsity, scope):

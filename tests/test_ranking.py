@@ -103,6 +103,7 @@ def test_equals_a_stable_argsort(cut, case):
     agree(cut, *case)
 
 
+@pytest.mark.slow
 @BY_CUT
 @pytest.mark.parametrize("shapes", LARGE, ids=str)
 @pytest.mark.parametrize("kind", ["normal", "one value", "three values", "hardly distinct", "wild"])

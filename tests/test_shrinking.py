@@ -96,6 +96,7 @@ def test_groups_of_a_kind_are_ranked_together():
     assert sizes(cut) == dict.fromkeys(kinds, 3)  # each is alone of its kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goal", [0.3, 0.5, 0.75])
 def test_multiply_adds_are_what_is_counted_afterwards(goal):
     fn, params, inputs = mlp((5, 40, 30, 3))
@@ -241,6 +242,7 @@ def test_new_statistics_shrink_with_their_channels():
     assert small.fn(small.params, x)[1]["mean"].shape == (4,) and small.difference < 1e-5
 
 
+@pytest.mark.slow
 def test_optimizer_states_and_averages_shrink_along():
     fn, params, inputs = mlp()
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3), optax.trace(0.9))
@@ -310,6 +312,7 @@ def test_an_output_that_is_nothing_but_rounding_is_no_fault():
 # --- blocks ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [c.name for c in CASES if c.name.startswith(("resnet", "gpt", "vit", "linen_tr"))])
 def test_residual_branches_go_whole(name):
     fn, params, inputs = BY_NAME[name].make()

@@ -129,6 +129,7 @@ def test_paths_of_a_bare_leaf_and_of_nothing():
     assert tree.choose(jnp.ones(2), lambda path, leaf: leaf.ndim == 1) == ("",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", CONTAINERS, ids=lambda c: c.name)
 def test_containers(container):
     made = container.make()
