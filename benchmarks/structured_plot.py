@@ -1,7 +1,6 @@
 """Draw what `benchmarks.structured` found: error against measured time, shrunk nets beside small ones.
 
-python -m benchmarks.structured_plot benchmarks/results/structured_cnn.json benchmarks/results/structured_vit.json \
-    --out docs/images/structured.png
+python -m benchmarks.structured_plot benchmarks/results/structured_cnn.json --out docs/images/structured.png
 """
 
 import argparse

@@ -67,3 +67,10 @@ def test_results_are_committed_with_their_conditions():
     for path in (ROOT / "benchmarks" / "results").glob("*.json"):
         found = json.loads(path.read_text())
         assert {"ratios", "environment"} <= set(found), path
+
+
+def test_the_picture_of_the_structured_nets_is_drawn_from_the_committed_results(tmp_path):
+    pytest.importorskip("matplotlib")
+    command = [sys.executable, "-m", "benchmarks.structured_plot", "benchmarks/results/structured_cnn.json"]
+    subprocess.run([*command, "--out", str(tmp_path / "out.png")], cwd=ROOT, check=True)
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")

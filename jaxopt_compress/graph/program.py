@@ -2,7 +2,8 @@
 
 A jaxpr may hold one inner jaxpr object at several places (every `relu` of a model is the same `jit`), so that its
 variables stand for several values. Here each use has its own. `jit` and its like are inlined; what has a meaning of its
-own (`scan`, `while`, `cond`, `remat`, custom derivatives) keeps its bodies. What nothing depends on is left out.
+own (`scan`, `while`, `cond`, `remat`, custom derivatives) keeps its bodies; a batching rule of one's
+own (`custom_vmap`) gives way to that of the body. What nothing depends on is left out.
 """
 
 from collections.abc import Callable, Sequence

@@ -36,7 +36,7 @@ def difference(
     before = jax.jit(graph.fn)(masked, *inputs)
     after = jax.jit(fn)(small, *inputs)
     narrowing = Narrowing(graph.coupling, removed)
-    worst = 0.0
+    worst, shaken = 0.0, []
     pairs = zip(tree.leaves(before).items(), jax.tree.leaves(after), graph.program.outs)
     for place, ((path, whole), narrow, value) in enumerate(pairs):
         if is_opaque(value.aval):
@@ -46,8 +46,8 @@ def difference(
         worst = max(worst, apart)
         if not exact or apart <= _tolerance(value.aval.dtype):
             continue
-        shaken = [narrowing.cut(value, outs[place]) for outs in _shaken(graph.fn, masked, inputs)]
-        if not apart <= 8 * max(_apart(whole, np.asarray(out)) for out in shaken):
+        shaken = shaken or _shaken(graph.fn, masked, inputs)
+        if not apart <= 8 * max(_apart(whole, np.asarray(narrowing.cut(value, outs[place]))) for outs in shaken):
             raise ValueError(
                 f"`shrinking.remove`: the smaller function computes what the masked one does; output {path!r} is "
                 f"{apart:.3g} of its largest entry away. Please report the function."

@@ -202,7 +202,15 @@ CASES = (
     _free("polynomial", lambda h, p, x: h * h * 2.0 + h),
     _free("argmax_tokens", lambda h, p, x: h + jnp.argmax(jax.nn.sigmoid(h), 0, keepdims=True).astype(h.dtype)),
     _free("one_index", lambda h, p, x: h * h[:, np.array([2])]),
-    _free("zero_rows", lambda h, p, x: h + jnp.pad(h[:1, :6], ((0, 0), (0, 2))) @ p["w"], w=square),
+    Case(  # two rows of the matrix meet nothing but zeros; the axis that is padded is pinned further on
+        "exotic_zero_rows",
+        around(
+            lambda h, p, x: jnp.pad(h, ((0, 0), (0, 2))) @ p["w"] + jnp.sort(h, -1), w=lambda rng: normal(rng, 10, 8)
+        ),
+        exact=axes("w:0"),
+        pinned=axes("dense_0/kernel:1 w:1"),
+    ),
+    _free("dead_code", lambda h, p, x: (jnp.sort(h, -1), h)[1]),
     _free("polyval", lambda h, p, x: jnp.polyval(jnp.array([1.0, 2.0, 3.0]), h)),
     _free("device_put", lambda h, p, x: jax.device_put(h) * 2.0),
     _free("custom_vmap", lambda h, p, x: own_vmap(h)),

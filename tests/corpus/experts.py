@@ -98,13 +98,13 @@ def looked_up(p, x):
     return gates.max(-1)[:, None] * jnp.einsum("tf,tfd->td", h, p["down"][chosen])
 
 
-def ragged(p, x):
+def ragged(p, x, act=jax.nn.gelu):
     """Tokens sorted by expert, one ragged product for all (dropless; MegaBlocks)."""
     gates = jax.nn.softmax(x @ p["router"], -1)
     chosen = jnp.argmax(gates, -1)
     order = jnp.argsort(chosen)
     sizes = jnp.bincount(chosen, length=EXPERTS).astype(jnp.int32)
-    h = jax.nn.gelu(lax.ragged_dot(x[order], p["up"], sizes))
+    h = act(lax.ragged_dot(x[order], p["up"], sizes))
     made = lax.ragged_dot(h, p["down"], sizes)[jnp.argsort(order)]
     return gates.max(-1)[:, None] * made
 
@@ -168,6 +168,9 @@ CASES = (
     _case("by_scan", by_scan, pinned=CHOSEN),
     _case("looked_up", looked_up, pinned=CHOSEN),
     _case("ragged", ragged, pinned=CHOSEN),
+    _case(  # no bias after the product that a constant could go into
+        "ragged_sigmoid", lambda p, x: ragged(p, x, jax.nn.sigmoid), exact=(), inexact=INSIDE, pinned=CHOSEN
+    ),
     _case("switched", switched, pinned=CHOSEN),
     _case(
         "shared",

@@ -60,6 +60,9 @@ def _dynamic_update_slice(coupling: Coupling, op: Op) -> None:
     ]
 
 
+_STAYS = {"scatter-add": 0.0, "scatter-sub": 0.0, "scatter-mul": (0.0, 1.0)}  # numbers that `op(c, c)` gives back
+
+
 def _both(coupling: Coupling, op: Op, parts: Sequence[Axis]) -> Axis:
     """Equate what is there with what is written there; a fill is known where it is the same in both, and the result."""
     first = coupling.equate(op, parts)
@@ -69,9 +72,6 @@ def _both(coupling: Coupling, op: Op, parts: Sequence[Axis]) -> Axis:
     flags = np.where(same, fills[0][0], 0).astype(np.uint8)
     origins = frozenset() if op.outs[0].varies else axes.origins(parts)
     return Axis(first.ids, flags, fills[0][1], origins, first.why)
-
-
-_STAYS = {"scatter-add": 0.0, "scatter-sub": 0.0, "scatter-mul": (0.0, 1.0)}  # numbers that `op(c, c)` gives back
 
 
 # --- gather ---
