@@ -1,6 +1,6 @@
 """How much of the work of a residual CNN and of a ViT can be removed, against small nets trained for as long.
 
-    python -m benchmarks.structured --net cnn --seeds 5 --out benchmarks/results/structured_cnn.json
+    python -m benchmarks.structured --net cnn --seeds 5 --jobs 5 --out benchmarks/results/structured_cnn.json
 
 A net is trained on Fashion-MNIST; then channels, heads, neurons and features with the lowest Taylor scores are removed
 in two rounds, until half or three quarters of the multiply-adds are gone, and training goes on, each time with the
@@ -10,12 +10,11 @@ epochs together. Choices were made with `--validation`.
 """
 
 import argparse
-import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, median, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +22,13 @@ import numpy as np
 import optax
 
 import jaxopt_compress as jc
-from benchmarks import _nets, harness
+from benchmarks import _latency, _nets, harness
 from benchmarks._lenet import Part, Parts, parts
 
 BATCH = 128
 CUTS = (0.5, 0.75)
+NETS = {"cnn": _nets.cnn, "vit": _nets.vit}
+TIMED = {"cpu": (1, 128), "gpu": (1, 128, 8192), "tpu": (1, 128, 8192)}  # images at a time
 
 
 def train(net: _nets.Net, forward: Callable, variables: Any, data: Part, epochs: int, seed: int) -> Any:
@@ -93,7 +94,11 @@ def narrower(net: _nets.Net, work: int, image: jax.Array) -> int:
     """Return the largest width of the family that needs no more multiply-adds."""
     step = _nets.HEADS if net is _nets.vit else 1
     widths = range(step, net.width + 1, step)
-    cost = lambda w: jc.graph.multiply_adds(net.apply, net.init(jax.random.key(0), w), image)  # noqa: E731
+
+    def cost(width: int) -> int:
+        shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), width))
+        return jc.graph.multiply_adds(net.apply, shapes, image)
+
     return max(width for width in widths if cost(width) <= work)
 
 
@@ -114,72 +119,90 @@ def measure(apply: Callable, variables: Any, image: jax.Array) -> dict[str, Any]
     return {"multiply_adds": jc.graph.multiply_adds(apply, variables, image), "parameters": count, "bytes": size}
 
 
-def latency(variants: dict[str, tuple[Callable, Any]], images: jax.Array, rounds: int) -> dict[str, float]:
-    """Time compiled forward passes side by side; return the median of ratios to the dense one."""
-    runs = {name: _compiled(apply, variables, images) for name, (apply, variables) in variants.items()}
-    times = harness.interleaved(runs, rounds)
-    return {name: harness.ratio(times, name, "dense") for name in variants}
+class Job(NamedTuple):
+    """What a process is told.
+
+    Attributes:
+      net: "cnn" or "vit".
+      seed: of everything.
+      epochs: of the dense net.
+      more: epochs of retraining.
+      cuts: shares of the multiply-adds to remove.
+      validation: whether the validation images are scored, and not trained on.
+      quick: whether to take the digits.
+    """
+
+    net: str
+    seed: int
+    epochs: int
+    more: int
+    cuts: tuple[float, ...]
+    validation: bool
+    quick: bool
 
 
-def _compiled(apply: Callable, variables: Any, images: jax.Array) -> Callable[[], Any]:
-    function = jax.jit(apply).lower(variables, images).compile()
-    return lambda: function(variables, images)
+def run(job: Job) -> tuple[dict[str, Any], dict[str, _latency.Program]]:
+    """Train, shrink and compare with one seed; return what was found, and what can be timed."""
+    net, (data, scored) = NETS[job.net], images(job)
+    one, row, programs = data.train.image[:1], {}, {}
 
+    def keep(name: str, apply: Callable, variables: Any, **more: Any) -> dict[str, Any]:
+        row[name] = {"error": error(apply, variables, scored), **more, **measure(apply, variables, one)}
+        programs[name] = _latency.program(apply, variables, scored.image, TIMED[jax.default_backend()])
+        return row[name]
 
-def run(
-    net: _nets.Net, data: Parts, scored: Part, cuts: Sequence[float], seed: int, epochs: int, more: int
-) -> dict[str, Any]:
-    """Train, shrink and compare with one seed."""
-    one = data.train.image[:1]
-    dense = train(net, net.train, net.init(jax.random.key(seed), net.width), data.train, epochs, seed)
-    row: dict[str, Any] = {"dense": {"error": error(net.apply, dense, scored), **measure(net.apply, dense, one)}}
-    variants: dict[str, tuple[Callable, Any]] = {"dense": (net.apply, dense)}
-    for cut in cuts:
-        apply, small = shrink(net, dense, data, cut, more, seed)
-        found = measure(apply, small, one)
+    def scratch(width: int, epochs: int) -> Any:
+        return train(net, net.train, net.init(jax.random.key(job.seed), width), data.train, epochs, job.seed)
+
+    dense = scratch(net.width, job.epochs)
+    keep("dense", net.apply, dense)
+    for cut in job.cuts:
+        found = keep(f"shrunk {cut:.0%}", *shrink(net, dense, data, cut, job.more, job.seed))
         width = narrower(net, found["multiply_adds"], one)
-        plain = train(net, net.train, net.init(jax.random.key(seed), width), data.train, epochs + more, seed)
-        row[f"shrunk {cut:.0%}"] = {"error": error(apply, small, scored), **found}
-        row[f"small {cut:.0%}"] = {
-            "error": error(net.apply, plain, scored),
-            "width": width,
-            **measure(net.apply, plain, one),
-        }
-        variants |= {f"shrunk {cut:.0%}": (apply, small), f"small {cut:.0%}": (net.apply, plain)}
-    for batch, rounds in ((1, 20 * more), (128, 10 * more)):
-        for name, value in latency(variants, scored.image[:batch], rounds).items():
-            row[name][f"latency_{batch}"] = value
-    return row
+        keep(f"small {cut:.0%}", net.apply, scratch(width, job.epochs + job.more), width=width)
+    return row, programs
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--net", choices=("cnn", "vit"), default="cnn")
+    parser.add_argument("--net", choices=NETS, default="cnn")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=3, help="of the dense net")
     parser.add_argument("--more", type=int, default=4, help="epochs of retraining")
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time; times are taken when all have ended")
     parser.add_argument("--validation", action="store_true", help="train without the validation images and score them")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out")
-    parser.add_argument("--resume", action="store_true", help="keep the seeds that are in the file already")
     args = parser.parse_args()
-    net = {"cnn": _nets.cnn, "vit": _nets.vit}[args.net]
-    data = digits() if args.quick else parts("fashion-mnist", whole=not args.validation)
-    scored = data.validation if args.validation else data.test
     seeds, epochs, more = (1, 1, 3) if args.quick else (args.seeds, args.epochs, args.more)
-    rows = done(args.out) if args.resume else []
-    for seed in range(len(rows), seeds):
-        rows.append(run(net, data, scored, CUTS[:1] if args.quick else CUTS, seed, epochs, more))
-        keys = summary(rows, args.net)
-        harness.write(keys, args.out, epochs=epochs, more=more, seeds=rows)
-        jax.clear_caches()
+    cuts = CUTS[:1] if args.quick else CUTS
+    jobs = [Job(args.net, i, epochs, more, cuts, args.validation, args.quick) for i in range(seeds)]
+    with _latency.alone(args.jobs) as pool:
+        found = list(pool.map(run, jobs))
+    rows = [row for row, _ in found]
+    for _ in timed(found, np.asarray(images(jobs[0])[1].image), 10 if args.quick else 40):
+        harness.write(summary(rows, args.net), args.out, epochs=epochs, more=more, seeds=rows)
     harness.show(f"{args.net}, {len(rows)} seed(s): medians of ratios to dense", *table(rows))
     harness.finish(summary(rows, args.net), args.out, epochs=epochs, more=more, seeds=rows)
 
 
-def done(out: str | None) -> list[dict[str, Any]]:
-    """Return the results of the seeds that a file holds."""
-    return json.loads(Path(out).read_text())["seeds"] if out and Path(out).exists() else []
+def timed(
+    found: Sequence[tuple[dict[str, Any], dict[str, _latency.Program]]], image: np.ndarray, rounds: int
+) -> Iterator[int]:
+    """Add times, seed by seed: on one core, and on an accelerator, where there is one, for the first seed alone."""
+    here = jax.default_backend()
+    yield -1  # nothing is lost if this ends early
+    for number, (row, programs) in enumerate(found):
+        for platform in {"cpu", here} if number == 0 else {"cpu"}:
+            for name, times in _latency.measure(programs, image, platform, TIMED[platform], rounds).items():
+                row[name] |= times
+        yield number
+
+
+def images(job: Job) -> tuple[Parts, Part]:
+    """Return the data, and the part of it that is scored."""
+    data = digits() if job.quick else parts("fashion-mnist", whole=not job.validation)
+    return data, data.validation if job.validation else data.test
 
 
 def digits() -> Parts:
@@ -198,11 +221,19 @@ def summary(rows: list[dict[str, Any]], name: str) -> dict[str, float]:
     for variant in rows[0]:
         label = f"{name}_{variant.replace(' ', '_').replace('%', '')}"
         keys[f"{label}_error"] = mean(row[variant]["error"] for row in rows)
-        for field in ("multiply_adds", "bytes", "latency_1", "latency_128"):
-            if field in rows[0][variant]:
-                base = [row["dense"][field] for row in rows]
-                keys[f"{label}_{field}"] = median(row[variant][field] / b for row, b in zip(rows, base))
+        keys |= {f"{label}_{field}": value for field, value in shares(rows, variant).items()}
     return keys
+
+
+def shares(rows: list[dict[str, Any]], variant: str) -> dict[str, float]:
+    """Return the medians over seeds of ratios to the dense net: multiply-adds, bytes, and times."""
+    found = {}
+    for field in ("multiply_adds", "bytes"):
+        found[field] = median(row[variant][field] / row["dense"][field] for row in rows)
+    for field in (f"{platform}_{batch}" for platform in TIMED for batch in TIMED[platform]):
+        times = [row[variant][field] for row in rows if field in row[variant]]
+        found |= {field: median(times)} if times else {}
+    return found
 
 
 def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
@@ -211,12 +242,8 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     for variant in rows[0]:
         errors = [row[variant]["error"] for row in rows]
         spread = f"{mean(errors):.2f} +- {stdev(errors) if len(errors) > 1 else 0:.2f}"
-        ratios = [
-            median(row[variant][field] / row["dense"][field] for row in rows)
-            for field in ("multiply_adds", "bytes", "latency_1", "latency_128")
-        ]
-        lines.append([variant, spread, *ratios])
-    return ["net", "error %", "multiply-adds", "bytes", "latency, 1 image", "latency, 128"], lines
+        lines.append([variant, spread, *shares(rows, variant).values()])
+    return ["net", "error %", *shares(rows, "dense")], lines
 
 
 if __name__ == "__main__":

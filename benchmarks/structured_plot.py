@@ -17,7 +17,7 @@ def draw(ax: Any, rows: list[dict[str, Any]], title: str) -> None:
     for variant in rows[0]:
         kind, _, cut = variant.partition(" ")
         color, marker = STYLES[kind]
-        times = [row[variant]["latency_128"] for row in rows]
+        times = [row[variant]["cpu_128"] for row in rows]
         errors = [row[variant]["error"] for row in rows]
         ax.plot(times, errors, marker, color=color, alpha=0.25, markersize=4)
         first = kind == "dense" or cut == "50%"
@@ -27,7 +27,7 @@ def draw(ax: Any, rows: list[dict[str, Any]], title: str) -> None:
         where = {"textcoords": "offset points", "xytext": (8, 6), "fontsize": 8, "color": color}
         ax.annotate(f"{share:.0%}", (median(times), mean(errors)), **where)
     ax.set_title(title)
-    ax.set_xlabel("time of a batch of 128, dense = 1")
+    ax.set_xlabel("time of a batch of 128 on one CPU core, dense = 1")
     ax.grid(alpha=0.3)
 
 

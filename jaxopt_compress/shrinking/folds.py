@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxopt_compress.graph import Graph, Narrowing
 from jaxopt_compress.graph.folding import Bias, bias_after
+from jaxopt_compress.graph.precision import precisely
 from jaxopt_compress.graph.program import Op, bind
 
 
@@ -47,7 +48,7 @@ def _constants(graph: Graph, removed: np.ndarray, places: list[Op], leaves: Any,
         narrowing.run(graph.program, [*leaves, *jax.tree.leaves(inputs)])
         return [_of_removed(narrowing, removed, op) for op in places]
 
-    return jax.jit(run)(leaves, tuple(inputs))
+    return jax.jit(precisely(run))(leaves, tuple(inputs))
 
 
 def _of_removed(narrowing: Narrowing, removed: np.ndarray, op: Op) -> Any:

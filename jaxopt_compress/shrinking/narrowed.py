@@ -68,7 +68,8 @@ class Narrowed:
     def _graph(self, inputs: tuple[Any, ...]) -> tuple[Graph, np.ndarray]:
         leaves, treedef = jax.tree.flatten(inputs)
         avals = [jax.typeof(leaf) for leaf in leaves]
-        key = (treedef, tuple((a.shape, a.dtype, getattr(a, "weak_type", False)) for a in avals))
+        settings = jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64  # pyright: ignore
+        key = (settings, treedef, tuple((a.shape, a.dtype, getattr(a, "weak_type", False)) for a in avals))
         if key in self._traced:
             return self._traced[key]
         graph = trace(self.fn, self.params, *inputs, shrinkable=self.shrinkable)

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxopt_compress import tree
 from jaxopt_compress.graph import Graph, Narrowing
+from jaxopt_compress.graph.precision import precisely
 from jaxopt_compress.graph.program import is_opaque
 from jaxopt_compress.shrinking.narrowed import Narrowed
 
@@ -16,7 +17,7 @@ from jaxopt_compress.shrinking.narrowed import Narrowed
 def difference(
     graph: Graph, fn: Narrowed, masked: Any, small: Any, inputs: tuple[Any, ...], removed: np.ndarray, exact: bool
 ) -> float:
-    """Run the masked and the smaller function, and return how far they are apart.
+    """Run the masked and the smaller function at full precision, and return how far they are apart.
 
     Args:
       graph: the traced function.
@@ -33,8 +34,8 @@ def difference(
     Raises:
       ValueError: they must agree, and do not: they are further apart than rounding explains.
     """
-    before = jax.jit(graph.fn)(masked, *inputs)
-    after = jax.jit(fn)(small, *inputs)
+    before = jax.jit(precisely(graph.fn))(masked, *inputs)
+    after = jax.jit(precisely(fn))(small, *inputs)
     narrowing = Narrowing(graph.coupling, removed)
     worst, shaken = 0.0, []
     pairs = zip(tree.leaves(before).items(), jax.tree.leaves(after), graph.program.outs)
@@ -59,7 +60,7 @@ def _shaken(fn: Callable, masked: Any, inputs: tuple[Any, ...]) -> list[list[Any
     """Run the masked function on numbers that are off in their last places, for outputs in which these are enlarged."""
 
     def run(sign: int) -> list[Any]:
-        return jax.tree.leaves(jax.jit(fn)(*jax.tree.map(lambda leaf: _off(leaf, sign), (masked, *inputs))))
+        return jax.tree.leaves(jax.jit(precisely(fn))(*jax.tree.map(lambda leaf: _off(leaf, sign), (masked, *inputs))))
 
     return [run(1), run(-1)]
 
