@@ -46,3 +46,6 @@ def test_two_processes_agree_with_one_device(tmp_path):
             for name, alone in worker.flat(params, removed).items():
                 np.testing.assert_array_equal(together[f"{method}/{name}"], alone, err_msg=f"{method}/{name}")
             assert together[f"{method}/gathered"] <= 64, method  # the mask of the channels, and nothing larger
+        for name, alone in worker.shrink().items():
+            assert together[f"shrink/{name}"].shape == alone.shape
+            np.testing.assert_allclose(together[f"shrink/{name}"], alone, rtol=1e-5, atol=1e-5)

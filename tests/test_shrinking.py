@@ -363,3 +363,16 @@ def test_nnx_takes_smaller_parameters():
     x = normal(seed(), 4, 5)
     small = shrinking.shrink(lambda s, x: nnx.merge(graphdef, s)(x), state, x, ratio=0.5)
     np.testing.assert_allclose(nnx.merge(graphdef, small.params)(x), small.fn(small.params, x), rtol=1e-5, atol=1e-6)
+
+
+def test_the_smaller_function_takes_parameters_of_another_dtype():
+    mlp = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]  # noqa: E731
+    rng = np.random.default_rng(0)
+    params = {"up": jnp.asarray(rng.normal(size=(4, 8)), jnp.float32), "down": jnp.ones((8, 3))}
+    x = jnp.asarray(rng.normal(size=(2, 4)), jnp.float32)
+    small = shrinking.shrink(mlp, params, x, ratio=0.5)
+    small.fn(small.params, x)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), small.params)
+    found = small.fn(half, x.astype(jnp.bfloat16))
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, mlp(half, x.astype(jnp.bfloat16)))

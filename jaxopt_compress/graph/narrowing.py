@@ -121,9 +121,8 @@ class Narrowing:
         if op in self.streams:
             return [self.read(op.ins[self.streams[op]])]
         args = [self.read(value) for value in op.ins]
-        if self.touched(op):
-            return self.coupling.rule(op).narrow(self, op, args)
-        return bind(op, args)
+        with op.eqn.ctx.manager:  # the mesh, the kind of device that it was written for
+            return self.coupling.rule(op).narrow(self, op, args) if self.touched(op) else bind(op, args)
 
     def read(self, value: Value) -> Any:
         """Return the narrow array of a value."""

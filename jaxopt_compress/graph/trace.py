@@ -15,6 +15,7 @@ from jaxopt_compress.graph.blocks import Block, blocks
 from jaxopt_compress.graph.coupling import Coupling, Leak
 from jaxopt_compress.graph.folding import bias_after
 from jaxopt_compress.graph.groups import Group, groups
+from jaxopt_compress.graph.meshes import placed
 from jaxopt_compress.graph.program import Op, Program, Value, is_opaque, program
 from jaxopt_compress.graph.rules import rule
 from jaxopt_compress.graph.uses import Use, table, uses
@@ -101,8 +102,8 @@ def trace(fn: Callable, params: Any, *inputs: Any, shrinkable: tree.Where | None
     """
     flat, treedef = jax.tree.flatten(params)
     paths = tuple(tree.leaves(params))
-    structs = [_struct(leaf, path) for leaf, path in zip(flat, paths, strict=True)]
-    given = jax.tree.map(lambda leaf: _struct(leaf, "an input"), inputs)
+    structs = [struct(leaf, path) for leaf, path in zip(flat, paths, strict=True)]
+    given = jax.tree.map(lambda leaf: struct(leaf, "an input"), inputs)
     closed, outputs = jax.make_jaxpr(fn, return_shape=True)(jax.tree.unflatten(treedef, structs), *given)
     whole = program(closed, len(flat))
     coupling = Coupling(rule, users=_users(whole))
@@ -111,12 +112,15 @@ def trace(fn: Callable, params: Any, *inputs: Any, shrinkable: tree.Where | None
     return Graph(fn, jax.tree.unflatten(treedef, structs), given, outputs, paths, whole, coupling, shrinkable)
 
 
-def _struct(leaf: Any, path: str) -> Any:
+def struct(leaf: Any, path: str, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
+    """Return the type of a leaf, with what is known of its place on a mesh; of another shape, if one is given."""
     try:
         aval = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
     except TypeError:
         raise ValueError(f"`graph.trace`: leaves are arrays or numbers; {path!r} is {type(leaf).__name__}.") from None
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+    sizes = aval.shape if shape is None else shape
+    weak = getattr(aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(sizes, aval.dtype, weak_type=weak, **placed(aval, sizes))
 
 
 def _users(whole: Program) -> dict[Value, list[Op]]:

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxopt_compress import tree
 from jaxopt_compress.graph import Graph, Group
+from jaxopt_compress.shrinking import placed
 from jaxopt_compress.shrinking.cost import narrow_multiply_adds
 
 Ratio = float | Mapping[str, float]
@@ -91,7 +91,7 @@ def _lowest_blocks(graph: Graph, scores: Any, count: int) -> tuple[str, ...]:
     if not count:
         return ()
     found = tree.leaves(scores)
-    total = lambda block: sum(float(np.sum(np.asarray(found[path], np.float64))) for path in block.paths)  # noqa: E731
+    total = lambda block: sum(float(np.sum(placed.whole(found[path]).astype(np.float64))) for path in block.paths)  # noqa: E731
     return tuple(block.name for block in sorted(graph.blocks, key=total)[:count])
 
 
@@ -119,7 +119,7 @@ def unit_scores(graph: Graph, scores: Any) -> dict[str, np.ndarray]:
 
 def _along(found: Mapping[str, Any], graph: Graph, path: str, axis: int) -> np.ndarray:
     shape = graph.leaves[graph.paths.index(path)].shape
-    score = np.asarray(jax.device_get(found[path]), np.float64) if path in found else np.zeros(())
+    score = placed.whole(found[path]).astype(np.float64) if path in found else np.zeros(())
     if score.shape != shape:
         raise ValueError(
             f"`shrinking`: scores have the shapes of the parameters; {path!r} has {shape}, got {score.shape}."

@@ -11,6 +11,7 @@ from jaxopt_compress.graph import Graph, Narrowing
 from jaxopt_compress.graph.folding import Bias, bias_after
 from jaxopt_compress.graph.precision import precisely
 from jaxopt_compress.graph.program import Op, bind
+from jaxopt_compress.shrinking import placed
 
 
 def folded(graph: Graph, removed: np.ndarray, params: Any, inputs: Sequence[Any]) -> dict[str, Any]:
@@ -31,12 +32,14 @@ def folded(graph: Graph, removed: np.ndarray, params: Any, inputs: Sequence[Any]
         bias = bias_after(graph.coupling, op)
         if bias is not None:
             extra[bias.leaf] = extra.get(bias.leaf, 0) + bias.sign * _onto(
-                graph, bias, np.asarray(constant, np.float64)
+                graph, bias, placed.whole(constant).astype(np.float64)
             )
-    return {
-        graph.paths[leaf]: jnp.asarray(np.asarray(leaves[leaf], np.float64) + more, graph.leaves[leaf].aval.dtype)
-        for leaf, more in extra.items()
-    }
+    return {graph.paths[leaf]: _added(leaves[leaf], more) for leaf, more in extra.items()}
+
+
+def _added(leaf: Any, more: np.ndarray) -> jax.Array:
+    whole = placed.whole(leaf)
+    return placed.like((whole.astype(np.float64) + more).astype(whole.dtype), leaf)
 
 
 def _constants(graph: Graph, removed: np.ndarray, places: list[Op], leaves: Any, inputs: Any) -> list[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxopt_compress import tree
 from jaxopt_compress.graph import Graph, removed_atoms, trace
 from jaxopt_compress.graph.program import is_tracer
+from jaxopt_compress.graph.trace import struct
 from jaxopt_compress.shrinking.cost import without
 
 Kept = Mapping[str, Mapping[int, np.ndarray]]
@@ -43,7 +44,7 @@ class Narrowed:
     def __call__(self, params: Any, *inputs: Any) -> Any:
         """Run the function on narrower parameters, of any batch size; under `jit`, `grad`, `vmap`."""
         self._check(params)
-        graph, removed = self._graph(inputs)
+        graph, removed = self._graph(params, inputs)
         narrowing = without(graph, removed, self.blocks, self.recount)
         found = narrowing.run(graph.program, [*jax.tree.leaves(params), *jax.tree.leaves(inputs)])
         return jax.tree.unflatten(jax.tree.structure(graph.outputs), found)
@@ -65,14 +66,14 @@ class Narrowed:
                     f"`shrinking`: parameter {path!r} is {self.shape(path)} after removal; got {np.shape(leaf)}."
                 )
 
-    def _graph(self, inputs: tuple[Any, ...]) -> tuple[Graph, np.ndarray]:
-        leaves, treedef = jax.tree.flatten(inputs)
-        avals = [jax.typeof(leaf) for leaf in leaves]
+    def _graph(self, params: Any, inputs: tuple[Any, ...]) -> tuple[Graph, np.ndarray]:
+        leaves, treedef = jax.tree.flatten((params, inputs))
         settings = jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64  # pyright: ignore
-        key = (settings, treedef, tuple((a.shape, a.dtype, getattr(a, "weak_type", False)) for a in avals))
+        key = (settings, jax.sharding.get_abstract_mesh(), treedef, tuple(map(jax.typeof, leaves)))
         if key in self._traced:
             return self._traced[key]
-        graph = trace(self.fn, self.params, *inputs, shrinkable=self.shrinkable)
+        whole = jax.tree.map(lambda leaf, old: struct(leaf, "a parameter", old.shape), params, self.params)
+        graph = trace(self.fn, whole, *inputs, shrinkable=self.shrinkable)
         found = graph, self._removed(graph)
         if not any(is_tracer(value.const) for op in graph.program.walk() for value in op.ins):
             self._traced[key] = found  # nothing of an outer trace may outlive it

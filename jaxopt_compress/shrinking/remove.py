@@ -11,6 +11,7 @@ import optax
 
 from jaxopt_compress import tree
 from jaxopt_compress.graph import Graph
+from jaxopt_compress.shrinking import placed
 from jaxopt_compress.shrinking.choosing import Cut
 from jaxopt_compress.shrinking.cost import removed
 from jaxopt_compress.shrinking.folds import folded
@@ -55,7 +56,7 @@ class Shrunk:
         """Cut a tree with the structure of the parameters (an average of them, gradients, masks) to the new shapes."""
         leaves = tree.leaves(like)
         return tree.replace(
-            like, {path: _cut(leaves[path], dims) for path, dims in self.kept.items() if path in leaves}
+            like, {path: placed.cut(leaves[path], dims) for path, dims in self.kept.items() if path in leaves}
         )
 
     def narrow_state(self, tx: optax.GradientTransformation, state: Any) -> Any:
@@ -64,7 +65,7 @@ class Shrunk:
         whole = tree.leaves(self.fn.params)
 
         def cut(leaf, path):
-            return _cut(leaf, self.kept.get(path, {})) if np.shape(leaf) == whole[path].shape else leaf
+            return placed.cut(leaf, self.kept.get(path, {})) if np.shape(leaf) == whole[path].shape else leaf
 
         return optax.tree_utils.tree_map_params(tx, cut, state, paths)
 
@@ -98,7 +99,7 @@ def remove(graph: Graph, params: Any, cut: Cut, *inputs: Any, verify: bool = Tru
     masked = mask(graph, params, cut)
     whole = tree.replace(params, folded(graph, gone, masked, inputs))
     leaves = tree.leaves(whole)
-    small = tree.replace(whole, {path: _cut(leaves[path], dims) for path, dims in kept.items()})
+    small = tree.replace(whole, {path: placed.cut(leaves[path], dims) for path, dims in kept.items()})
     fn = Narrowed(graph.fn, graph.params, kept, graph.shrinkable, recount, cut.blocks)
     leaky = [group.name for group in graph.groups for _, units in group.leaks if _meets(units, cut.units, group.name)]
     exact = not leaky and not (recount and any(group.counted for group in graph.groups if group.name in cut.units))
@@ -119,9 +120,8 @@ def mask(graph: Graph, params: Any, cut: Cut) -> Any:
     for group in graph.groups:
         for part in group.slices:
             if group.name in cut.units and part.makes and jnp.issubdtype(leaves[part.path].dtype, jnp.inexact):
-                array = new.get(part.path, leaves[part.path])
-                index = part.index[cut.units[group.name]].reshape(-1)
-                new[part.path] = jnp.asarray(array).at[(slice(None),) * part.axis + (index,)].set(0)
+                index = part.index[cut.units[group.name]]
+                new[part.path] = placed.zeroed(new.get(part.path, leaves[part.path]), part.axis, index)
     for path in _of_blocks(graph, cut.blocks):
         new[path] = jnp.zeros_like(leaves[path])
     return tree.replace(params, new)
@@ -159,7 +159,7 @@ def shrink(
 
     graph = trace(fn, params, *inputs)
     if scores is None:
-        scores = jax.tree.map(lambda leaf: np.square(np.asarray(leaf, np.float64)), params)
+        scores = jax.tree.map(lambda leaf: np.square(placed.whole(leaf).astype(np.float64)), params)
     return remove(graph, params, choose(graph, scores, **target), *inputs, verify=verify, recount=recount)
 
 
@@ -184,12 +184,6 @@ def _kept(graph: Graph, gone: np.ndarray, blocks: tuple[str, ...]) -> dict[str, 
             if out.any():
                 kept.setdefault(path, {})[dim] = np.flatnonzero(~out)
     return kept
-
-
-def _cut(array: Any, dims: Mapping[int, np.ndarray]) -> Any:
-    for dim, index in dims.items():
-        array = jnp.take(array, index, axis=dim)
-    return array
 
 
 def _meets(units: np.ndarray, cut: Mapping[str, np.ndarray], name: str) -> bool:

@@ -11,6 +11,7 @@ from jaxopt_compress import tree
 from jaxopt_compress.graph import Graph, Narrowing
 from jaxopt_compress.graph.precision import precisely
 from jaxopt_compress.graph.program import is_opaque
+from jaxopt_compress.shrinking import placed
 from jaxopt_compress.shrinking.narrowed import Narrowed
 
 
@@ -42,13 +43,13 @@ def difference(
     for place, ((path, whole), narrow, value) in enumerate(pairs):
         if is_opaque(value.aval):
             continue
-        whole = np.asarray(narrowing.cut(value, whole))
-        apart = _apart(whole, np.asarray(narrow))
+        whole = narrowing.cut(value, placed.whole(whole))
+        apart = _apart(whole, placed.whole(narrow))
         worst = max(worst, apart)
         if not exact or apart <= _tolerance(value.aval.dtype):
             continue
         shaken = shaken or _shaken(graph.fn, masked, inputs)
-        if not apart <= 8 * max(_apart(whole, np.asarray(narrowing.cut(value, outs[place]))) for outs in shaken):
+        if not apart <= 8 * max(_apart(whole, narrowing.cut(value, placed.whole(outs[place]))) for outs in shaken):
             raise ValueError(
                 f"`shrinking.remove`: the smaller function computes what the masked one does; output {path!r} is "
                 f"{apart:.3g} of its largest entry away. Please report the function."

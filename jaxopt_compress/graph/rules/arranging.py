@@ -56,7 +56,8 @@ def _broadcast(coupling: Coupling, op: Op) -> None:
 
 
 def _narrow_broadcast(narrowing: Narrowing, op: Op, args: Sequence[Any]) -> list[Any]:
-    return [lax.broadcast_in_dim(args[0], narrowing.shape(op.outs[0]), op.params["broadcast_dimensions"])]
+    shape, dims, sharding = narrowing.shape(op.outs[0]), op.params["broadcast_dimensions"], op.params["sharding"]
+    return [lax.broadcast_in_dim(args[0], shape, dims, out_sharding=sharding)]
 
 
 # --- reshape ---
@@ -97,7 +98,7 @@ def _reshape(coupling: Coupling, op: Op) -> None:
 
 
 def _narrow_reshape(narrowing: Narrowing, op: Op, args: Sequence[Any]) -> list[Any]:
-    return [lax.reshape(args[0], narrowing.shape(op.outs[0]))]
+    return [lax.reshape(args[0], narrowing.shape(op.outs[0]), out_sharding=op.params["sharding"])]
 
 
 # --- concatenate, split, stack, unstack, tile ---
@@ -229,19 +230,22 @@ def _narrow_pad(narrowing: Narrowing, op: Op, args: Sequence[Any]) -> list[Any]:
         source = pad_source(op.ins[0].shape[dim], low, high, inner)[narrowing.kept(op.outs[0], dim)]
         there = source >= 0
         inside = pick(array, dim, narrowing.positions(op.ins[0], dim, source[there]))
-        shape = [*array.shape[:dim], len(source), *array.shape[dim + 1 :]]
         if there.all():
             array = inside
         elif not inner:
             edges = np.flatnonzero(there)
             before, after = (edges[0], len(source) - 1 - edges[-1]) if edges.size else (len(source), 0)
-            config = [(0, 0, 0)] * array.ndim
-            config[dim] = (int(before), int(after), 0)
-            array = lax.pad(inside, padding, config)
-        else:
-            full = jnp.broadcast_to(padding, shape)
-            array = full.at[(slice(None),) * dim + (np.flatnonzero(there),)].set(inside)
+            array = _edged(inside, padding, dim, int(before), int(after))
+        else:  # one entry of padding, taken wherever there is some
+            places = np.where(there, np.cumsum(there) - 1, there.sum())
+            array = jnp.take(_edged(inside, padding, dim, 0, 1), places, axis=dim)
     return [array]
+
+
+def _edged(array: Any, padding: Any, dim: int, before: int, after: int) -> Any:
+    config = [(0, 0, 0)] * array.ndim
+    config[dim] = (before, after, 0)
+    return lax.pad(array, padding, config)
 
 
 RULES = {

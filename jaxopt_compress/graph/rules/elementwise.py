@@ -11,7 +11,7 @@ from jaxopt_compress.graph import axes
 from jaxopt_compress.graph.axes import CONSTANT, KNOWN, SURE, UNIFORM, Axis
 from jaxopt_compress.graph.coupling import Coupling
 from jaxopt_compress.graph.program import Op, Value, bind, constant, is_opaque
-from jaxopt_compress.graph.rules.rule import Rule, as_it_is, uniform_flags
+from jaxopt_compress.graph.rules.rule import Rule, as_it_is, renewed, uniform_flags
 
 NAMES = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil clamp
@@ -22,6 +22,7 @@ population_count pow pvary real reciprocal reduce_precision regularized_incomple
 sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub
 tan tanh xor zeta
 """
+PLACING = ("pvary", "reshard", "sharding_constraint")
 PASSING = ("device_put", "optimization_barrier")  # any number of operands, each apart from the others
 
 
@@ -115,8 +116,15 @@ def _scalar(coupling: Coupling, op: Op, numbers: tuple[float, ...]) -> float:
     if key not in coupling.scalars:
         with jax.ensure_compile_time_eval(), np.errstate(all="ignore"):
             arrays = [np.asarray(number).astype(dtype) for number, dtype in zip(numbers, dtypes)]
-            coupling.scalars[key] = float(np.real(np.asarray(bind(op, arrays)[0]).astype(np.complex128)))
+            coupling.scalars[key] = float(np.real(np.asarray(_alone(op, arrays)).astype(np.complex128)))
     return coupling.scalars[key]
+
+
+def _alone(op: Op, arrays: Sequence[Any]) -> Any:
+    """Run the primitive on scalars, which lie nowhere in particular."""
+    if op.name in PLACING:
+        return arrays[0]
+    return (renewed(op, arrays, sharding=None) if "sharding" in op.params else bind(op, arrays))[0]
 
 
 RULES = dict.fromkeys(NAMES.split(), Rule(couple, as_it_is))
