@@ -7,7 +7,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 
-def placed(aval: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+def on_mesh(aval: Any, shape: tuple[int, ...]) -> dict[str, Any]:
     """Return how explicit axes split an array and along which manual ones it varies, for `jax.ShapeDtypeStruct`.
 
     Args:

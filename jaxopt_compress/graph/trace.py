@@ -15,7 +15,7 @@ from jaxopt_compress.graph.blocks import Block, blocks
 from jaxopt_compress.graph.coupling import Coupling, Leak
 from jaxopt_compress.graph.folding import bias_after
 from jaxopt_compress.graph.groups import Group, groups
-from jaxopt_compress.graph.meshes import placed
+from jaxopt_compress.graph.meshes import on_mesh
 from jaxopt_compress.graph.program import Op, Program, Value, is_opaque, program
 from jaxopt_compress.graph.rules import rule
 from jaxopt_compress.graph.uses import Use, table, uses
@@ -120,7 +120,7 @@ def struct(leaf: Any, path: str, shape: tuple[int, ...] | None = None) -> jax.Sh
         raise ValueError(f"`graph.trace`: leaves are arrays or numbers; {path!r} is {type(leaf).__name__}.") from None
     sizes = aval.shape if shape is None else shape
     weak = getattr(aval, "weak_type", False)
-    return jax.ShapeDtypeStruct(sizes, aval.dtype, weak_type=weak, **placed(aval, sizes))
+    return jax.ShapeDtypeStruct(sizes, aval.dtype, weak_type=weak, **on_mesh(aval, sizes))
 
 
 def _users(whole: Program) -> dict[Value, list[Op]]:
