@@ -1,6 +1,6 @@
 """Draw what `benchmarks.structured` found: error against measured time, shrunk nets beside small ones.
 
-python -m benchmarks.structured_plot benchmarks/results/structured_cnn.json --out docs/images/structured.png
+python -m benchmarks.structured_plot benchmarks/results/structured_{cnn,vit}.json --out docs/images/structured.png
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main():
     figure, panels = pyplot.subplots(1, len(args.results), figsize=(5 * len(args.results), 4), layout="constrained")
     for ax, path in zip([panels] if len(args.results) == 1 else panels, args.results):
         rows = json.loads(Path(path).read_text())["seeds"]
-        draw(ax, rows, f"{Path(path).stem.removeprefix('structured_')}, {len(rows)} seeds")
+        draw(ax, rows, f"{Path(path).stem.removeprefix('structured_')}, {len(rows)} seeds; shares of multiply-adds")
     first = figure.axes[0]
     first.set_ylabel("test error on Fashion-MNIST, %")
     first.legend(frameon=False)

@@ -77,6 +77,7 @@ def test_erk_meets_the_budget_exactly(sparsity, shapes):
     assert max(abs(scheduled[name] - counts[name]) for name in counts) <= 1
 
 
+@pytest.mark.slow
 def test_erk_densities_of_lenet():
     counts = kept(prune(magnitude, 0.95, allocation=erk), weights(LENET))
     density = {name: counts[name] / np.prod(LENET[name]) for name in LENET}
@@ -104,6 +105,7 @@ def test_an_allocation_of_ones_own_and_ties():
     assert kept(t, params) == {"a": 100, "b": 0}
 
 
+@pytest.mark.slow
 def test_units_of_a_pattern_are_shared():
     params = weights({"a": (8, 16), "b": (64, 32)})
     counts = kept(prune(magnitude, 0.5, allocation=erk, pattern=pruning.channels()), params)
@@ -113,6 +115,7 @@ def test_units_of_a_pattern_are_shared():
     assert counts["b"] == 1024 - 0  # round(4 * 0.53) = 2 of each four
 
 
+@pytest.mark.slow
 def test_a_sparsity_for_each_leaf():
     params = weights(LENET)
     schedule = optax.linear_schedule(0.0, 0.5, 10)

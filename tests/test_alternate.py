@@ -55,6 +55,7 @@ def test_alternate_leaves_states_out_of_turn_alone():
     assert np.isfinite(jax.tree.leaves(states[-1].inner[2])).all()
 
 
+@pytest.mark.slow
 @given(n=st.integers(2, 4), every=st.integers(1, 5), steps=st.integers(1, 30))
 def test_alternate_takes_turns_cyclically(n, every, steps):
     tx = alternate(*(fo.sgd(10.0**i) for i in range(n)), every=every)

@@ -40,6 +40,7 @@ def test_loses_what_keras_loses(program, capsys):
     check(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_runs_as_a_program():
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(PROGRAM), "--init", str(KERAS), "--json"]

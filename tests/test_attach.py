@@ -77,7 +77,7 @@ def everyone() -> dict[str, Any]:
     }
 
 
-FAST = ("adam", "masked_prefix")  # in `make quick`; all of them are in `make test`
+FAST = ("adam",)  # in `make quick`; all of them are in `make test`
 OPTIMIZERS = pytest.mark.parametrize(
     "build",
     [pytest.param(b, id=name, marks=[] if name in FAST else pytest.mark.slow) for name, b in everyone().items()],
@@ -216,6 +216,7 @@ def test_a_weight_that_comes_back_at_once_starts_afresh():
         np.testing.assert_array_equal(now[GONE], new[GONE])
 
 
+@pytest.mark.slow
 def test_moments_of_survivors_are_those_of_an_undisturbed_optimizer():
     params = start()
     tx = attach(ADAM, jc.select("**/kernel", prune(magnitude, 0.5)))

@@ -28,6 +28,7 @@ KEYS = {
     "refresh_step": {"magnitude_refresh_step", "rigl_refresh_step", "set_refresh_step"},
     "refresh_pod": {"dynamic_pod_memory", "rigl_pod_bytes", "dynamic_pod_wires"},
     "structured": {"cnn_shrunk_50_error", "cnn_small_50_multiply_adds", "cnn_shrunk_50_cpu_128"},
+    "widths": {"cnn_float32_8_time", "vit_float32_1_multiply_adds"},
     "graph_time": {"graph_seconds_10", "graph_seconds_per_layer_growth"},
     "tpu_aot": {"tpu_step_bytes", "tpu_mask_vs_sort", "pod_memory", "pod_compile"},
 }
@@ -71,6 +72,7 @@ def test_results_are_committed_with_their_conditions():
 
 def test_the_picture_of_the_structured_nets_is_drawn_from_the_committed_results(tmp_path):
     pytest.importorskip("matplotlib")
-    command = [sys.executable, "-m", "benchmarks.structured_plot", "benchmarks/results/structured_cnn.json"]
+    results = [f"benchmarks/results/structured_{net}.json" for net in ("cnn", "vit")]
+    command = [sys.executable, "-m", "benchmarks.structured_plot", *results]
     subprocess.run([*command, "--out", str(tmp_path / "out.png")], cwd=ROOT, check=True)
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")

@@ -9,7 +9,7 @@ from jaxopt_compress import graph, shrinking, tree
 from jaxopt_compress.graph.folding import bias_after
 from tests.corpus import CASES
 
-CORE = ("cnn_", "resnet", "attention_g", "transformer_v", "rnn", "lstm", "linen", "nnx", "experts_s")
+CORE = ("cnn_", "resnet", "attention_g", "transformer_v", "rnn", "lstm", "linen_mlp", "nnx", "experts_s")
 EVERY_CASE = pytest.mark.parametrize(
     "case",
     [pytest.param(case, marks=() if case.name.startswith(CORE) else pytest.mark.slow) for case in CASES],

@@ -206,6 +206,7 @@ def test_under_any_optimizer(method, name):
     assert (np.asarray(history[-1][0]["a"]["bias"]) != 1).any()  # unpruned leaves learn
 
 
+@pytest.mark.slow
 def test_moments_of_weights_that_return_are_fresh():
     t = jc.select(KERNELS, jc.periodic(set_(KEY, 0.7, 0.5), 3))
     params = t.apply(PARAMS, t.init(PARAMS))
@@ -233,6 +234,7 @@ def test_rigl_sees_the_gradient_of_absent_weights_and_the_optimizer_does_not():
     np.testing.assert_array_equal(updates["w"], jnp.where(seen == 0, 0, -slope))
 
 
+@pytest.mark.slow
 def test_nan_gradients_and_weights_change_no_count():
     t = rigl(KEY, 0.5, 0.5)
     w = {"w": jnp.asarray(normal(10, 10))}
@@ -262,6 +264,7 @@ def test_bad_arguments():
         t.update(PARAMS, t.init(PARAMS), step=0)
 
 
+@pytest.mark.slow
 def test_draws_are_exact_uniform_and_independent_of_what_is_taken():
     taken = jnp.asarray(RNG.random((40, 25)) < 0.3)
     free = 1000 - int(taken.sum())

@@ -20,7 +20,9 @@ ROWS = pytest.mark.parametrize(
     "row", [pytest.param(row, id=row.name, marks=[] if row.name in FAST else SLOW) for row in TABLE]
 )
 DTYPES = pytest.mark.parametrize(
-    "dtype", [jnp.float32, jnp.bfloat16, pytest.param(jnp.float16, marks=SLOW)], ids=["f32", "bf16", "f16"]
+    "dtype",
+    [jnp.float32, pytest.param(jnp.bfloat16, marks=SLOW), pytest.param(jnp.float16, marks=SLOW)],
+    ids=["f32", "bf16", "f16"],
 )
 
 

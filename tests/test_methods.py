@@ -78,6 +78,7 @@ def test_accumulate_averages_and_draws_now_and_then():
     assert update._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_accumulate_takes_patterns_and_scopes():
     params, grads = {"a": normal(8, 4), "b": normal(4, 4)}, {"a": normal(8, 4), "b": normal(4, 4)}
     blocks = accumulate(pruning.movement, 0.5, pattern=pruning.blocks(2, 2, pool=jnp.sum), scope="global")
@@ -107,6 +108,7 @@ def test_top_kast_sees_some_trains_more_and_freezes_the_rest():
     np.testing.assert_array_equal(slope, learning.astype(np.float32))
 
 
+@pytest.mark.slow
 def test_sr_ste_pulls_masked_weights_towards_zero():
     t = jc.straight_through(prune(magnitude, pattern=pruning.n_of_m(2, 4)))
     params, g = {"w": normal(8, 6)}, normal(8, 6)
@@ -123,6 +125,7 @@ def test_sr_ste_pulls_masked_weights_towards_zero():
     assert distance(t, {"n": 3}, {}) == 0
 
 
+@pytest.mark.slow
 def test_surgery_prunes_below_a_band_and_restores_above_it():
     t, w = surgery(magnitude, 0.5, margin=0.2), RNG.permutation(100).astype(np.float32) + 1
     state, mask = t.init({"w": jnp.asarray(w)}), np.ones(100, bool)

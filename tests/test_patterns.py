@@ -136,6 +136,7 @@ def test_a_criterion_with_a_sign_is_summed():
         np.testing.assert_array_equal(kept(w, t, grads={"w": jnp.asarray(grads)})[0], want)
 
 
+@pytest.mark.slow
 def test_a_nan_takes_its_unit_along_and_does_not_leak():
     w = normal(4, 6)
     w[1, 4] = np.nan
@@ -153,6 +154,7 @@ def test_sparsity_moves_within_groups_by_a_schedule():
         np.testing.assert_array_equal(zeros, round(step / 8 * 4))
 
 
+@pytest.mark.slow
 def test_different_patterns_for_different_leaves():
     params = {"a": {"kernel": jnp.asarray(normal(8, 4))}, "b": {"kernel": jnp.asarray(normal(8, 4))}}
     t = jc.chain(
@@ -247,6 +249,7 @@ def test_equal_patterns_are_one_object_so_that_compiled_code_is_found_again():
         assert make() is make()
 
 
+@pytest.mark.slow
 def test_a_mask_of_units_is_one_bit_a_unit():
     params = {"w": jnp.zeros((128, 256))}
     sizes = {

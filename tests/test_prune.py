@@ -207,6 +207,7 @@ def test_a_criterion_of_ones_own():
     assert set(np.flatnonzero(whole[0])) == set(np.argsort(score)[:3])
 
 
+@pytest.mark.slow
 def test_an_elementwise_criterion_scores_the_same_whether_marked_or_not():
     def unmarked(params, grads, **extra):
         return taylor(params, grads)

@@ -86,6 +86,7 @@ def first_of(chained):
     return chained[0]
 
 
+@pytest.mark.slow
 def test_several_sparsities_in_one_program():
     x = jnp.asarray(np.random.default_rng(1).normal(size=(32, 16)).astype(np.float32))
 

@@ -72,6 +72,7 @@ def test_the_proximal_step_is_its_formula(push):
     np.testing.assert_array_equal(new["dense_1"]["kernel"], params["dense_1"]["kernel"])
 
 
+@pytest.mark.slow
 def test_proximal_training_kills_units_where_plain_training_kills_none(task):
     params, x, y, traced = task
     plain = trained(optax.adam(3e-3), params, x, y)
@@ -99,6 +100,7 @@ def test_a_penalty_alone_makes_small_but_not_zero(task):
     assert (norms < 0.05 * norms.max()).sum() >= 4 and (norms > 0).all()
 
 
+@pytest.mark.slow
 def test_gates_close_on_units_that_are_not_needed(task):
     params, x, y, traced = task
     start = {"net": params, "gates": shrinking.gates(traced)}
