@@ -28,7 +28,7 @@ KEYS = {
     "refresh_step": {"magnitude_refresh_step", "rigl_refresh_step", "set_refresh_step"},
     "refresh_pod": {"dynamic_pod_memory", "rigl_pod_bytes", "dynamic_pod_wires"},
     "structured": {"cnn_shrunk_50_error", "cnn_small_50_multiply_adds", "cnn_shrunk_50_cpu_128"},
-    "widths": {"cnn_float32_8_time", "vit_float32_1_multiply_adds"},
+    "widths": {"cnn_float32_8_time", "vit_float32_8_multiply_adds"},
     "graph_time": {"graph_seconds_10", "graph_seconds_per_layer_growth"},
     "tpu_aot": {"tpu_step_bytes", "tpu_mask_vs_sort", "pod_memory", "pod_compile"},
 }

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxopt_compress as jc
 from jaxopt_compress import tree
+from tests.compiling import unoptimized
 from tests.table import TABLE, grads, params
 
 FAST = ("prune_then_int8",)  # in `make quick`; every row is in `make test`
@@ -195,8 +196,8 @@ def test_pmap_equals_single_device(row):
 def test_gradient_is_defined_and_shaped(row):
     t = row.make()
     p = dict(tree.weights(params()))
-    state = jax.jit(partial(fitted, t))(p)
-    grad = jax.jit(jax.grad(lambda p: sum(jnp.sum(w**2) for w in jax.tree.leaves(t.apply(p, state)))))(p)
+    state = unoptimized(partial(fitted, t))(p)
+    grad = unoptimized(jax.grad(lambda p: sum(jnp.sum(w**2) for w in jax.tree.leaves(t.apply(p, state)))))(p)
     chex.assert_trees_all_equal_shapes_and_dtypes(p, grad)
     chex.assert_tree_all_finite(grad)
 
@@ -220,7 +221,7 @@ def test_chain_is_associative_with_identity(row):
     p = params()
     trees = []
     for c in (jc.chain(jc.chain(t, u), jc.chain()), jc.chain(t, jc.chain(u, jc.chain())), jc.chain(t, u)):
-        state = jax.jit(partial(fitted, c))(p)
+        state = unoptimized(partial(fitted, c))(p)
         trees.append((c.apply(p, state), c.encode(p, state), jax.tree.leaves(state)))
     assert_same_bits(trees[0], trees[1])
     assert_same_bits(trees[0], trees[2])
