@@ -1,4 +1,4 @@
-"""Compilation without the optimization of machine code, for programs that run once or twice and are not timed."""
+"""Compilation without the optimization of machine code, where neither bits nor time are in question."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,5 +7,5 @@ import jax
 
 
 def unoptimized(fn: Callable) -> Any:
-    """Return `fn` under `jit`; XLA's own passes run, those of the code generator, half of the time, do not."""
+    """Return `fn` under `jit`, for a program that runs once: XLA's own passes run, those of LLVM hardly."""
     return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})

@@ -15,7 +15,6 @@ from orbax import checkpoint
 import jaxopt_compress as jc
 from jaxopt_compress.optimizers.attach import AttachState
 from jaxopt_compress.pruning import magnitude, prune
-from tests.compiling import unoptimized
 
 attach: Any = jc.attach  # Optax types parameters and states as unions of all trees, which say nothing here
 apply_updates: Any = optax.apply_updates
@@ -121,7 +120,7 @@ def train(tx, params, steps: int):
         removed = tx.transform.removed(params, jc.optimizers.compress_state(state))
         return (params, state), (params, dict(removed))
 
-    return unoptimized(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, length=steps))(params)
+    return jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, length=steps))(params)
 
 
 @OPTIMIZERS

@@ -14,7 +14,6 @@ import jaxopt_compress as jc
 from jaxopt_compress import pruning
 from jaxopt_compress.pruning import rigl, set_, static
 from jaxopt_compress.pruning.search import drawing
-from tests.compiling import unoptimized
 
 KEY = jax.random.key(7)
 RNG = np.random.default_rng(0)
@@ -154,7 +153,7 @@ def train(tx: Any, params: Any, steps: int) -> list[tuple[Any, Any]]:
         hidden = jax.nn.relu(x @ p["a"]["kernel"] + p["a"]["bias"][None])
         return jnp.mean((hidden @ p["b"]["kernel"] - y) ** 2)
 
-    @unoptimized
+    @jax.jit
     def step(params, state):
         grads = jax.grad(loss)(params, state)
         updates, state = tx.update(grads, state, params)

@@ -13,7 +13,6 @@ import jaxopt_compress as jc
 from jaxopt_compress import pruning
 from jaxopt_compress.pruning import magnitude, prune
 from jaxopt_compress.quantization import fake_quantize
-from tests.compiling import unoptimized
 
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)
@@ -52,7 +51,7 @@ def training(t: jc.ParamTransform):
         out = jax.nn.relu(x @ seen["in"]["kernel"] + seen["in"]["bias"]) @ seen["out"]["kernel"]
         return jnp.mean((out - x[:, :8]) ** 2)
 
-    @unoptimized
+    @jax.jit
     def step(params, state):
         updates, state = tx.update(jax.grad(loss)(params, state), state, params)
         return optax.apply_updates(params, updates), state
