@@ -16,6 +16,7 @@ from jaxopt_compress.graph.coupling import Coupling, Leak
 from jaxopt_compress.graph.folding import bias_after
 from jaxopt_compress.graph.groups import Group, groups
 from jaxopt_compress.graph.meshes import on_mesh
+from jaxopt_compress.graph.precision import precisely
 from jaxopt_compress.graph.program import Op, Program, Value, is_opaque, program
 from jaxopt_compress.graph.rules import rule
 from jaxopt_compress.graph.uses import Use, table, uses
@@ -59,6 +60,11 @@ class Graph:
     def uses(self) -> tuple[Use, ...]:
         """Who consumes which parameter."""
         return uses(self.coupling, self.program, self.paths)
+
+    @cached_property
+    def at_full_precision(self) -> Callable:
+        """The function under `jit` with exact products of float32: compiled once for all removals to be checked."""
+        return jax.jit(precisely(self.fn))
 
     @property
     def leaves(self) -> list[Value]:

@@ -35,7 +35,7 @@ def difference(
     Raises:
       ValueError: they must agree, and do not: they are further apart than rounding explains.
     """
-    before = jax.jit(precisely(graph.fn))(masked, *inputs)
+    before = graph.at_full_precision(masked, *inputs)
     after = jax.jit(precisely(fn))(small, *inputs)
     narrowing = Narrowing(graph.coupling, removed)
     worst, shaken = 0.0, []
@@ -48,7 +48,7 @@ def difference(
         worst = max(worst, apart)
         if not exact or apart <= _tolerance(value.aval.dtype):
             continue
-        shaken = shaken or _shaken(graph.fn, masked, inputs)
+        shaken = shaken or _shaken(graph.at_full_precision, masked, inputs)
         if not apart <= 8 * max(_apart(whole, narrowing.cut(value, placed.whole(outs[place]))) for outs in shaken):
             raise ValueError(
                 f"`shrinking.remove`: the smaller function computes what the masked one does; output {path!r} is "
@@ -61,7 +61,7 @@ def _shaken(fn: Callable, masked: Any, inputs: tuple[Any, ...]) -> list[list[Any
     """Run the masked function on numbers that are off in their last places, for outputs in which these are enlarged."""
 
     def run(sign: int) -> list[Any]:
-        return jax.tree.leaves(jax.jit(precisely(fn))(*jax.tree.map(lambda leaf: _off(leaf, sign), (masked, *inputs))))
+        return jax.tree.leaves(fn(*jax.tree.map(lambda leaf: _off(leaf, sign), (masked, *inputs))))
 
     return [run(1), run(-1)]
 
