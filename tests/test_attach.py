@@ -92,15 +92,15 @@ def start(dtype=jnp.float32) -> dict[str, Any]:
     }
 
 
-def shuffled(params, *, step, **extra):
-    """Score without order, anew at each step; a random number generator would take most of the compilation."""
-    turn = (step + 1).astype(jnp.float32)
-    return jax.tree.map(lambda w: jnp.sin(jnp.arange(1.0, 1.0 + w.size) ** 2 * turn).reshape(w.shape), params)
-
-
 def moving(every: int = 2) -> jc.ParamTransform:
     """A mask that moves: a criterion without order removes and revives weights at each refresh."""
-    return jc.select("**/kernel", jc.periodic(prune(shuffled, optax.linear_schedule(0.2, 0.8, 6)), every))
+
+    def shuffled(params, *, step, **extra):  # a random number generator would take most of the compilation
+        turn = (step + 1).astype(jnp.float32)
+        return jax.tree.map(lambda w: jnp.sin(jnp.arange(1.0, 1.0 + w.size) ** 2 * turn).reshape(w.shape), params)
+
+    sparsity = optax.linear_schedule(0.2, 0.8, 6)
+    return jc.select("**/kernel", jc.periodic(prune(shuffled, sparsity), every))
 
 
 def train(tx, params, steps: int):
@@ -120,8 +120,7 @@ def train(tx, params, steps: int):
         removed = tx.transform.removed(params, jc.optimizers.compress_state(state))
         return (params, state), (params, dict(removed))
 
-    run = jax.jit(lambda carry: jax.lax.scan(step, carry, None, length=steps))
-    return run((params, tx.init(params)))  # `init` op by op: compiled once for all optimizers
+    return jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, length=steps))(params)
 
 
 @OPTIMIZERS

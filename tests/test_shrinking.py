@@ -309,6 +309,15 @@ def test_an_output_that_is_nothing_but_rounding_is_no_fault():
     assert small.exact and max(abs(rest(params, *inputs))) < 1e-6
 
 
+def test_the_function_is_compiled_once_for_all_removals_to_be_checked():
+    fn, params, inputs = mlp()
+    traced = graph.trace(fn, params, *inputs)
+    for units in ([0], [1, 2]):
+        cut = shrinking.Cut({"dense_0/kernel[1]": np.array(units)})
+        assert shrinking.remove(traced, params, cut, *inputs).exact
+    assert traced.at_full_precision._cache_size() == 1
+
+
 # --- blocks ---
 
 
@@ -376,12 +385,3 @@ def test_the_smaller_function_takes_parameters_of_another_dtype():
     found = small.fn(half, x.astype(jnp.bfloat16))
     assert found.dtype == jnp.bfloat16
     np.testing.assert_array_equal(found, mlp(half, x.astype(jnp.bfloat16)))
-
-
-def test_the_function_is_compiled_once_for_all_removals_to_be_checked():
-    fn, params, inputs = mlp()
-    traced = graph.trace(fn, params, *inputs)
-    for units in ([0], [1, 2]):
-        cut = shrinking.Cut({"dense_0/kernel[1]": np.array(units)})
-        assert shrinking.remove(traced, params, cut, *inputs).exact
-    assert traced.at_full_precision._cache_size() == 1
