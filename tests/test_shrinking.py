@@ -315,7 +315,7 @@ def test_the_function_is_compiled_once_for_all_removals_to_be_checked():
     for units in ([0], [1, 2]):
         cut = shrinking.Cut({"dense_0/kernel[1]": np.array(units)})
         assert shrinking.remove(traced, params, cut, *inputs).exact
-    assert traced.at_full_precision._cache_size() == 1
+    assert traced.at_full_precision._cache_size() == 1  # pyright: ignore[reportFunctionMemberAccess]
 
 
 # --- blocks ---
