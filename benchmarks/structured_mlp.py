@@ -64,7 +64,7 @@ def shrink(model: Any, image: jax.Array) -> tuple[Any, list[int]]:
     narrow = small.narrow(codes)
     left = {
         name: {
-            "kernel": jc.Quantized(layer["kernel"], *_rest(model[name]["kernel"])),
+            "kernel": jc.Quantized.of(layer["kernel"], *_rest(model[name]["kernel"])),
             "bias": jnp.asarray(small.params[name]["bias"], jnp.float16),
         }
         for name, layer in narrow.items()
@@ -72,8 +72,8 @@ def shrink(model: Any, image: jax.Array) -> tuple[Any, list[int]]:
     return left, [layer["kernel"].shape[1] for layer in narrow.values()]
 
 
-def _rest(stored: jc.Quantized) -> tuple[Any, int, str]:
-    return stored.scale, stored.bits, stored.dtype
+def _rest(stored: jc.Quantized) -> tuple[Any, Any, str]:
+    return stored.scale, stored.grid, stored.dtype
 
 
 def score(path: str) -> float:

@@ -3,6 +3,7 @@
 from jaxopt_compress import distillation as distillation
 from jaxopt_compress import export as export
 from jaxopt_compress import graph as graph
+from jaxopt_compress import grids as grids
 from jaxopt_compress import optimizers as optimizers
 from jaxopt_compress import pruning as pruning
 from jaxopt_compress import quantization as quantization

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxopt_compress import export
 from jaxopt_compress.encoded import Quantized
+from jaxopt_compress.grids import Integers
 from jaxopt_compress.export import packing
 
 
@@ -26,7 +27,7 @@ def quantized(shape, bits=8, dtype="float32", density=1.0) -> Quantized:
     rng, top = np.random.default_rng(0), 2 ** (bits - 1) - 1
     codes = rng.integers(-top, top + 1, shape) * (rng.random(shape) < density)
     scale = rng.random((*(1 for _ in shape[:-1]), shape[-1]), np.float32)
-    return Quantized(jnp.asarray(codes.astype(np.int8)), jnp.asarray(scale), bits, dtype)
+    return Quantized.of(jnp.asarray(codes.astype(np.int8)), jnp.asarray(scale), Integers(bits), dtype)
 
 
 def mlp(weight=quantized, sizes=(784, 300, 100, 10)):

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 
 import jaxopt_compress as jc
-from jaxopt_compress.quantization import fake_quantize, numerics
+from jaxopt_compress.grids import Integers
+from jaxopt_compress.quantization import Affine, fake_quantize, numerics
 
 BITS = pytest.mark.parametrize("bits", range(2, 9))
 DTYPES = {"f32": np.float32, "bf16": jnp.bfloat16, "f16": np.float16}
@@ -85,7 +86,7 @@ def test_no_weight_moves_by_more_than_half_a_step(w, bits):
 @given(hnp.arrays(np.float32, (6, 3), elements=ANY), st.integers(2, 8))
 def test_rounding_again_changes_nothing_and_signs_are_symmetric(w, bits):
     stored = quantized(jnp.asarray(w), bits)
-    again = np.asarray(numerics.codes(stored.decode(), stored.scale, bits))
+    again = np.asarray(numerics.codes(stored.decode(), Affine(stored.scale), Integers(bits)))
     np.testing.assert_array_equal(again, stored.codes)
     np.testing.assert_array_equal(quantized(jnp.asarray(-w), bits).codes, -np.asarray(stored.codes))
 
@@ -115,7 +116,7 @@ def test_pruned_nan_never_reaches_the_scale():
     t = jc.chain(jc.pruning.prune(jc.pruning.magnitude, 0.25), fake_quantize(8))
     state = t.update({"w": w}, t.init({"w": w}), step=0)
     assert np.isfinite(t.apply({"w": w}, state)["w"]).all()
-    assert np.isfinite(state[1]["w"]).all()
+    assert np.isfinite(state[1]["w"].scale).all()
 
 
 @BITS
@@ -123,18 +124,20 @@ def test_the_gradient_is_one_in_range_and_zero_where_clipped(bits):
     t = fake_quantize(bits)
     params = {"w": normal(16, 4)}
     fresh = t.init(params)
-    stale = {"w": fresh["w"] / 2}  # the weights have grown since the scales were fitted
+    stale = {
+        "w": fresh["w"]._replace(scale=fresh["w"].scale / 2)
+    }  # the weights have grown since the scales were fitted
 
     def slope(state):
         return jax.jit(jax.grad(lambda p: jnp.sum(t.apply(p, state)["w"])))(params)["w"]
 
     assert (slope(fresh) == 1).all()
     top = 2 ** (bits - 1) - 1
-    clipped = np.abs(np.rint(np.asarray(params["w"]) * (1 / np.asarray(stale["w"])))) > top
+    clipped = np.abs(np.rint(np.asarray(params["w"]) * (1 / np.asarray(stale["w"].scale)))) > top
     assert clipped.any()
     np.testing.assert_array_equal(slope(stale), ~clipped)
     at_edge = np.asarray(t.apply(params, stale)["w"])[clipped]
-    np.testing.assert_array_equal(np.abs(at_edge), np.broadcast_to(stale["w"] * top, (16, 4))[clipped])
+    np.testing.assert_array_equal(np.abs(at_edge), np.broadcast_to(stale["w"].scale * top, (16, 4))[clipped])
 
 
 def test_update_fits_the_scales_anew():
@@ -142,7 +145,7 @@ def test_update_fits_the_scales_anew():
     params = {"w": normal(8, 4)}
     doubled = {"w": params["w"] * 2}
     state = t.update(doubled, t.init(params), step=0)
-    np.testing.assert_array_equal(state["w"], t.init(params)["w"] * 2)
+    np.testing.assert_array_equal(state["w"].scale, t.init(params)["w"].scale * 2)
 
 
 # The right axis for the layers of Flax: (module, shape of its input, path, channel axes, a wrong choice).
@@ -243,10 +246,10 @@ def test_every_output_channel_keeps_its_precision(name):
         ),
         (8, 2, normal(3, 5), "`fake_quantize`: axis 2 of 'a/bias' does not exist; its shape is (3, 5)."),
         (8, (-1, -3), normal(3, 5), "`fake_quantize`: axis -3 of 'a/bias' does not exist; its shape is (3, 5)."),
-        (1, -1, normal(3, 5), "`fake_quantize`: `bits` is 2 to 8; got 1."),
-        (9, -1, normal(3, 5), "`fake_quantize`: `bits` is 2 to 8; got 9."),
-        (0, -1, normal(3, 5), "`fake_quantize`: `bits` is 2 to 8; got 0."),
-        (2.5, -1, normal(3, 5), "`fake_quantize`: `bits` is 2 to 8; got 2.5."),
+        (1, -1, normal(3, 5), "`fake_quantize`: `bits` is 2 to 8, or a grid; got 1."),
+        (9, -1, normal(3, 5), "`fake_quantize`: `bits` is 2 to 8, or a grid; got 9."),
+        (0, -1, normal(3, 5), "`fake_quantize`: `bits` is 2 to 8, or a grid; got 0."),
+        (2.5, -1, normal(3, 5), "`fake_quantize`: `bits` is 2 to 8, or a grid; got 2.5."),
     ],
 )
 def test_refusals(bits, axes, w, message):
@@ -257,7 +260,7 @@ def test_refusals(bits, axes, w, message):
 
 def test_a_bias_may_have_one_scale():
     t = fake_quantize(8, channel_axes=())
-    assert t.init({"bias": normal(5)})["bias"].shape == (1,)
+    assert t.init({"bias": normal(5)})["bias"].scale.shape == (1,)
 
 
 def test_axes_may_be_named_from_either_end_and_are_the_same_axis_twice():

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from jaxopt_compress import core, export
 from jaxopt_compress.encoded import Quantized, decode, is_encoded
+from jaxopt_compress.grids import Integers
 from jaxopt_compress.export import file, packing
 from jaxopt_compress.quantization import fake_quantize
 from tests.files import bits, mlp, quantized, saved
@@ -106,7 +107,7 @@ def test_special_values_keep_every_bit(path, dtype, patterns):
 def test_64_bits_stay_64_bits_without_x64(path):
     model = {"step": np.int64(2**40), "w": np.array([0.1, -0.0]), "q": quantized((3, 4), dtype="float64")}
     wide = np.asarray(model["q"].scale, np.float64) / 3
-    model["q"] = Quantized(np.asarray(model["q"].codes), wide, 8, "float64")  # type: ignore[arg-type]
+    model["q"] = Quantized(np.asarray(model["q"].codes), wide, dtype="float64")  # type: ignore[arg-type]
     back = saved(path, model)
     assert bits(back) == bits(model)
     assert all(isinstance(leaf, np.ndarray) and leaf.flags.writeable for leaf in jax.tree.leaves(back))
@@ -183,7 +184,7 @@ def test_like_gives_the_structure_back(path, make, abstract):
     params = make()
 
     def store(w):
-        return Quantized(jnp.ones(w.shape, jnp.int8), jnp.ones((1,) * w.ndim), 4) if w.ndim == 2 else w
+        return Quantized.of(jnp.ones(w.shape, jnp.int8), jnp.ones((1,) * w.ndim), Integers(4)) if w.ndim == 2 else w
 
     model = jax.tree.map(store, params)
     export.save(path, model)
@@ -236,7 +237,10 @@ def cyclic():
     [
         ({"a": {"k": jax.random.key(0)}}, "'a/k' is an array of key<fry>"),
         ({"a": ["text"]}, "'a/0' is a str"),
-        ({"a": {"q": Quantized(jnp.full((2,), 8, jnp.int8), jnp.ones(()), 4)}}, "'a/q' has codes outside"),
+        (
+            {"a": {"q": Quantized(jnp.full((2,), 8, jnp.int8), jnp.ones(()), grid=Integers(4))}},
+            "'a/q' has codes outside",
+        ),
         ({"a": {("x", "y"): 1}}, r"'a' has the keys \[\('x', 'y'\)\]"),
         (collections.OrderedDict([("x", 1), (2, 1)]), "'' has the keys"),
         ({"a": {True: 1}}, "'a' has the keys"),

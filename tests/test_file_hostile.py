@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from jaxopt_compress import export
 from jaxopt_compress.encoded import Quantized
+from jaxopt_compress.grids import Integers
 
 MOST = 50 * 2**20  # bytes that refusing a file of less than 10 kB may take
 
@@ -296,7 +297,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def test_max_bytes(path):
     """The limit is on the arrays in memory, stored forms as stored; it is checked before they are made."""
-    model = {"zeros": jnp.zeros(10**6), "q": Quantized(jnp.zeros(100, jnp.int8), jnp.ones(()), 4)}
+    model = {"zeros": jnp.zeros(10**6), "q": Quantized.of(jnp.zeros(100, jnp.int8), jnp.ones(()), Integers(4))}
     export.save(path, model)
     exact = 4 * 10**6 + 100 + 4
     assert export.load(path, max_bytes=exact)["zeros"].shape == (10**6,)
@@ -317,7 +318,7 @@ def small_model():
     codes = np.where(np.arange(600) % 9 == 0, np.arange(600) % 7 - 3, 0).astype(np.int8).reshape(20, 30)
     return {
         "bias": jnp.arange(5.0),
-        "kernel": Quantized(jnp.asarray(codes), jnp.linspace(0.5, 1.5, 30).reshape(1, 30), 4),
+        "kernel": Quantized.of(jnp.asarray(codes), jnp.linspace(0.5, 1.5, 30).reshape(1, 30), Integers(4)),
         "rest": [None, 1, -0.5, (True, jnp.zeros((40, 40), jnp.bfloat16))],
     }
 

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxopt_compress.encoded import Quantized
-from jaxopt_compress.export import packed_bytes, packing
+from jaxopt_compress.grids import Integers
+from jaxopt_compress import grids
+from jaxopt_compress.export import packed_bytes, packing, stored
 
 INTEGERS = [name for name in packing.WIDTHS if "float" not in name]
 FLOATS = [name for name in packing.WIDTHS if "float" in name]
@@ -117,7 +119,7 @@ def test_minus_zero_is_an_entry_and_zero_is_none():
 
 @pytest.mark.parametrize("swap", [np.dtype(">f4"), np.dtype(">i8")])
 def test_byte_order_is_native(swap):
-    ((layout, sections),) = packing.pack_leaf(np.arange(5).astype(swap))
+    ((layout, sections),) = stored.pack_leaf(np.arange(5).astype(swap))
     np.testing.assert_array_equal(packing.unpack(layout, sections), np.arange(5))
 
 
@@ -139,21 +141,24 @@ def test_uniform_codes_take_no_more_than_their_bits(bits):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_dense_gaussian_codes_are_near_their_entropy(bits):
     codes = gaussian_codes(bits, 200_000, 1.0)
-    assert packed_bytes(Quantized(jnp.asarray(codes), jnp.ones(()), bits)) <= 1.03 * entropy_bytes(codes) + 300
+    assert (
+        packed_bytes(Quantized.of(jnp.asarray(codes), jnp.ones(()), Integers(bits)))
+        <= 1.03 * entropy_bytes(codes) + 300
+    )
 
 
 @pytest.mark.parametrize("density", [0.2, 0.1, 0.05])
 def test_sparse_codes_are_near_their_entropy(density):
     """Deflate spends whole bits on bytes: within a tenth of the Shannon bound, which is 1.06 bits a weight at 90 %."""
     codes = gaussian_codes(8, 784 * 300, density)
-    assert packed_bytes(Quantized(jnp.asarray(codes), jnp.ones(()), 8)) <= 1.1 * entropy_bytes(codes) + 300
+    assert packed_bytes(Quantized.of(jnp.asarray(codes), jnp.ones(()))) <= 1.1 * entropy_bytes(codes) + 300
 
 
 def test_nine_tenths_zeros_take_little_more_than_a_bit():
     codes = gaussian_codes(8, 784 * 300, 0.1)
     uniform = random_codes(8, codes.shape, 0.1, 1)  # the hardest non-zero entries there are: H = 1.27
-    assert packed_bytes(Quantized(jnp.asarray(codes), jnp.ones(()), 8)) * 8 / codes.size < 1.1
-    assert packed_bytes(Quantized(jnp.asarray(uniform), jnp.ones(()), 8)) * 8 / codes.size < 1.32
+    assert packed_bytes(Quantized.of(jnp.asarray(codes), jnp.ones(()))) * 8 / codes.size < 1.1
+    assert packed_bytes(Quantized.of(jnp.asarray(uniform), jnp.ones(()))) * 8 / codes.size < 1.32
 
 
 def test_structure_is_found():
@@ -189,16 +194,19 @@ CODES = jnp.zeros((2, 3), jnp.int8)
         (np.zeros(2, "datetime64[s]"), "dtype datetime64"),
         (jax.ShapeDtypeStruct((2,), jnp.float32), "is a ShapeDtypeStruct"),
         (jax.nn.relu, "is a "),
-        (Quantized(CODES, jnp.ones(()), 9), "9 bits"),
-        (Quantized(CODES, jnp.ones(()), 1), "1 bits"),
-        (Quantized(CODES.astype(jnp.int32), jnp.ones(()), 8), "int32"),
-        (Quantized(CODES - 128, jnp.ones(()), 8), r"outside \[-127, 127\]"),
-        (Quantized(CODES + 8, jnp.ones(()), 4), r"outside \[-7, 7\]"),
-        (Quantized(CODES, jnp.ones((), jnp.int32), 8), "scale in int32"),
-        (Quantized(CODES, jnp.ones(()), 8, "int8"), "decodes to int8"),
-        (Quantized(CODES, jnp.ones(()), 8, "nonsense"), "decodes to nonsense"),
-        (Quantized(CODES, jnp.ones((2,)), 8), r"shape \(2,\) that does not broadcast"),
-        (Quantized(CODES, jnp.ones((1, 1, 1)), 8), "does not broadcast"),
+        (Quantized(CODES.astype(jnp.int32), jnp.ones(())), "int32"),
+        (Quantized(CODES, jnp.ones(()), grid=grids.NF4), "codes of 4 bits in int8 for Levels"),
+        (Quantized(CODES - 128, jnp.ones(())), r"outside \[-127, 127\]"),
+        (Quantized(CODES + 8, jnp.ones(()), grid=Integers(4)), r"outside \[-7, 7\]"),
+        (Quantized.of(CODES - 8, jnp.ones(()), Integers(4)), r"outside \[-7, 7\]"),
+        (Quantized.of(jnp.full((4, 2), 3, jnp.uint8), jnp.ones(()), grids.Levels((0, 1, 2))), r"outside \[0, 2\]"),
+        (Quantized(CODES, jnp.ones((), jnp.int32)), "scale in int32"),
+        (Quantized(CODES, jnp.ones(()), dtype="int8"), "decodes to int8"),
+        (Quantized(CODES, jnp.ones(()), dtype="nonsense"), "decodes to nonsense"),
+        (Quantized(CODES, jnp.ones((2,))), r"shape \(2,\) that does not broadcast"),
+        (Quantized(CODES, jnp.ones((1, 1, 1))), "does not broadcast"),
+        (Quantized(CODES, jnp.ones((2, 1)), jnp.zeros((1, 1), jnp.int8)), r"zero point in int8 of shape \(1, 1\)"),
+        (Quantized(CODES, jnp.ones((2, 1)), jnp.zeros((2, 1))), "zero point in float32"),
     ],
 )
 def test_what_a_file_cannot_hold(leaf, message):
@@ -260,6 +268,8 @@ def test_sections_that_do_not_fit_are_refused(layout, sections, message):
 def test_the_lowest_code_is_refused(bits):
     lowest = np.array([0, -(2 ** (bits - 1))], np.int8)
     layout, sections = packing.pack(lowest, bits)
-    np.testing.assert_array_equal(packing.unpack(layout, sections), lowest)
-    with pytest.raises(ValueError, match=f"has the code {lowest[1]}"):
-        packing.unpack(layout, sections, symmetric=True)
+    back = packing.unpack(layout, sections)
+    np.testing.assert_array_equal(back, lowest)
+    stored.check_codes(stored.Form("float32", Integers(bits, restricted=False)), back)
+    with pytest.raises(ValueError, match="has codes outside"):
+        stored.check_codes(stored.Form("float32", Integers(bits)), back)

@@ -2,4 +2,4 @@
 
 from jaxopt_compress.export.file import load as load
 from jaxopt_compress.export.file import save as save
-from jaxopt_compress.export.packing import packed_bytes as packed_bytes
+from jaxopt_compress.export.stored import packed_bytes as packed_bytes

@@ -208,6 +208,6 @@ def _into(like, model):
 
 def _facts(leaf) -> str:
     """Write the dtype and the shape of a leaf, after decoding, or the type of a Python scalar."""
-    shape = getattr(leaf.codes if isinstance(leaf, encoded.Quantized) else leaf, "shape", None)
+    shape = getattr(leaf, "shape", None)
     dtype = getattr(leaf, "dtype", None)
     return type(leaf).__name__ if shape is None or dtype is None else f"{dtype} of shape {tuple(shape)}"

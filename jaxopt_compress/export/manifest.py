@@ -10,6 +10,10 @@ A node of the tree is a JSON value:
 | any other container | `{key: node, ...}`; with integers for keys `["dict", [key, ...], node, ...]` |
 | array | `[dtype, shape, "dense", how]` or `[dtype, shape, "sparse", count, how, how]` |
 | `Quantized` | `["quantized", dtype, codes, scale]`, both arrays; the dtype of the codes is int2 to int8 |
+| any other `Quantized` | `["quantized", dtype, grid, codes, scale]` and a zero point if it has one; version 2 |
+
+A grid is `["integers", restricted]`, `["floats", exponent, mantissa, reserved]` or `["levels", hex, ...]`. A file says
+the first version that can hold it.
 
 `how` is "raw" or "deflate", one for each section; the sections follow each other as the arrays do.
 """
@@ -28,13 +32,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress import encoded, tree
-from jaxopt_compress.export import packing
+from jaxopt_compress.export import packing, stored
 from jaxopt_compress.export.packing import Layout, Section
 
-VERSION = 1
+VERSIONS = (1, 2)
 MOST_DEPTH = 100
 MOST_AXES = 64  # of a NumPy array
-CODES = {f"int{width}": width for width in packing.CODE_WIDTHS}
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,14 @@ class Slot:
     """The place of a leaf in a tree that is being read.
 
     Attributes:
-      layouts: of the array, or of the codes and the scale.
+      layouts: of the array, or of the codes, the scale and the zero point.
       first: the number of its first section.
-      dtype: what a `Quantized` decodes to; `None` for an array.
+      form: what else is to be known of a `Quantized`; `None` for an array.
     """
 
     layouts: tuple[Layout, ...]
     first: int
-    dtype: str | None
+    form: stored.Form | None
 
     def share(self, sections: Sequence) -> list[tuple[Layout, Sequence]]:
         """Deal out what belongs to each layout, of all the sections of the file or of their lengths."""
@@ -65,8 +68,9 @@ def write(model) -> tuple[str, list[bytes]]:
     """
     sections: list[bytes] = []
     node = _node((), model, sections)
-    tree.leaves(model, is_leaf=encoded.is_encoded)  # refuses two leaves with one path
-    return json.dumps({"version": VERSION, "model": node}, separators=(",", ":")), sections
+    leaves = tree.leaves(model, is_leaf=encoded.is_encoded)  # refuses two leaves with one path
+    version = max(map(stored.version, leaves.values()), default=1)
+    return json.dumps({"version": version, "model": node}, separators=(",", ":")), sections
 
 
 def _node(key_path: tuple, value, sections: list[bytes]):
@@ -111,12 +115,11 @@ def _leaf(key_path: tuple, value, sections: list[bytes]):
         return _at(tree.path_str(key_path), _int, value)
     if type(value) is float:
         return ["float", struct.pack(">d", value).hex()]
-    packed = _at(tree.path_str(key_path), packing.pack_leaf, value)
+    packed = _at(tree.path_str(key_path), stored.pack_leaf, value)
     sections.extend(section for _, parts in packed for section in parts)
     if not isinstance(value, encoded.Quantized):
         return _entry(packed[0][0], packed[0][0].dtype)
-    codes, scale = (layout for layout, _ in packed)
-    return ["quantized", value.dtype, _entry(codes, f"int{codes.width}"), _entry(scale, scale.dtype)]
+    return stored.node(value, [layout for layout, _ in packed], _entry)
 
 
 def _entry(layout: Layout, dtype: str) -> list:
@@ -138,8 +141,8 @@ def read(text: str, lengths: Sequence[int]) -> Any:
     """
     top = _parse(text)
     version = top.get("version") if isinstance(top, dict) else None
-    if type(version) is not int or version != VERSION:
-        raise ValueError(f"its format version is {reprlib.repr(version)}; this library reads version {VERSION}.")
+    if type(version) is not int or version not in VERSIONS:
+        raise ValueError(f"its format version is {reprlib.repr(version)}; this library reads {VERSIONS}.")
     if set(top) != {"version", "model"}:
         raise ValueError(f"its manifest has the entries {reprlib.repr(sorted(top))}, not `version` and `model`.")
     numbers = itertools.count()
@@ -147,8 +150,8 @@ def read(text: str, lengths: Sequence[int]) -> Any:
     if (used := next(numbers)) != len(lengths):
         raise ValueError(f"its manifest speaks of {used} sections; the file has {len(lengths)}.")
     for path, slot in slots(plan).items():
-        for layout, stored in slot.share(lengths):
-            _at(path, packing.check_lengths, layout, stored)
+        for layout, own in slot.share(lengths):
+            _at(path, packing.check_lengths, layout, own)
     return plan
 
 
@@ -167,13 +170,11 @@ def fill(plan, sections: Sequence[Section]):
 
 
 def _fill(slot: Slot, sections: Sequence[Section]):
-    (first, own), *rest = slot.share(sections)
-    arrays = [packing.unpack(first, own, symmetric=slot.dtype is not None)]
-    arrays += [packing.unpack(layout, others) for layout, others in rest]
-    if slot.dtype is None:
+    arrays = [packing.unpack(layout, own) for layout, own in slot.share(sections)]
+    if slot.form is None:
         return _placed(arrays)[0]
-    codes, scale = _placed(arrays)
-    return encoded.Quantized(codes, scale, first.width, slot.dtype)
+    stored.check_codes(slot.form, arrays[0])
+    return slot.form.make(_placed(arrays))
 
 
 def _placed(arrays: list[np.ndarray]) -> list:
@@ -230,7 +231,9 @@ def _plan(path: tuple[str, ...], node, numbers: Iterator[int]):
         case ["tuple", *nodes]:
             return tuple(_inner(path, range(len(nodes)), nodes, numbers).values())
         case ["quantized", str(dtype), codes, scale]:
-            return _at(where, _quantized, dtype, codes, scale, numbers)
+            return _at(where, _quantized, dtype, None, (codes, scale), numbers)
+        case ["quantized", str(dtype), grid, codes, scale, *zero] if len(zero) < 2:
+            return _at(where, _quantized, dtype, grid, (codes, scale, *zero), numbers)
         case _:
             return _at(where, _array, node, numbers)
 
@@ -252,15 +255,17 @@ def _array(node, numbers: Iterator[int]) -> Slot:
     return _slot((_layout(node, packing.WIDTHS),), None, numbers)
 
 
-def _quantized(dtype: str, codes, scale, numbers: Iterator[int]) -> Slot:
-    layouts = _layout(codes, CODES), _layout(scale, packing.WIDTHS)
-    packing.check_quantized(*layouts, dtype)
-    return _slot(layouts, dtype, numbers)
+def _quantized(dtype: str, grid, arrays: Sequence, numbers: Iterator[int]) -> Slot:
+    codes, *rest = arrays
+    layouts = _layout(codes, stored.CODES), *(_layout(node, packing.WIDTHS) for node in rest)
+    form = stored.form(dtype, grid, layouts[0].width)
+    stored.check(form, layouts)
+    return _slot(layouts, form, numbers)
 
 
-def _slot(layouts: tuple[Layout, ...], dtype: str | None, numbers: Iterator[int]) -> Slot:
+def _slot(layouts: tuple[Layout, ...], form: stored.Form | None, numbers: Iterator[int]) -> Slot:
     first, *_ = [next(numbers) for layout in layouts for _ in layout.deflated]
-    return Slot(layouts, first, dtype)
+    return Slot(layouts, first, form)
 
 
 def _layout(node, widths: dict[str, int]) -> Layout:
@@ -277,5 +282,5 @@ def _layout(node, widths: dict[str, int]) -> Layout:
         raise ValueError(f"has the shape {reprlib.repr(shape)}.")
     if any(how not in ("raw", "deflate") for how in hows):
         raise ValueError(f"has a section that is {reprlib.repr(hows)}, neither raw nor deflate.")
-    in_memory = "int8" if widths is CODES else dtype
+    in_memory = dtype.rstrip("12345678") + "8" if widths is stored.CODES else dtype
     return Layout(in_memory, widths[dtype], tuple(shape), count, tuple(how == "deflate" for how in hows))

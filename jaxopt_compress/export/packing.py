@@ -9,14 +9,9 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
-
-from jaxopt_compress.encoded import Quantized, is_encoded
 
 Section = bytes | memoryview
 
@@ -24,7 +19,6 @@ WIDTHS = {"bool": 1, "bfloat16": 16, "float16": 16, "float32": 32, "float64": 64
 WIDTHS |= {f"{sign}{width}": width for width in (2, 4, 8, 16, 32, 64) for sign in ("int", "uint")}
 WIDTHS |= {f"float8_{kind}": 8 for kind in ("e3m4", "e4m3", "e4m3b11fnuz", "e4m3fn", "e4m3fnuz")}
 WIDTHS |= {f"float8_{kind}": 8 for kind in ("e5m2", "e5m2fnuz", "e8m0fnu")}
-CODE_WIDTHS = range(2, 9)
 MOST_EXPANSION = 1032  # deflate spends at least 2 bits on 258 bytes
 HEADER_SHARE = 60  # bytes that one more section adds to the header of the file
 SMALL = 2**16  # bytes of an array that cost no time worth saving
@@ -63,77 +57,6 @@ class Layout:
         return prod(max(length, 1) for length in self.shape) * jnp.dtype(self.dtype).itemsize
 
 
-def packed_bytes(leaf) -> int:
-    """Count the bytes that a leaf takes in a file, beside its lines in the header.
-
-    Args:
-      leaf: an array, a stored form, a Python scalar or `None`; the last two stand in the header and take 0.
-
-    Raises:
-      ValueError: a leaf that a file cannot hold.
-
-    Example:
-      >>> packed_bytes(Quantized(jnp.ones((2, 3), jnp.int8), jnp.ones((1, 1)), bits=4))
-      7
-    """
-    if leaf is None or type(leaf) in (bool, int, float):
-        return 0
-    try:
-        return sum(len(section) for _, sections in pack_leaf(leaf) for section in sections)
-    except ValueError as error:
-        raise ValueError(f"`packed_bytes`: the leaf {error}") from error
-
-
-def pack_leaf(leaf) -> list[tuple[Layout, list[bytes]]]:
-    """Pack an array, or the codes and the scale of a `Quantized`.
-
-    Raises:
-      ValueError: a leaf that a file cannot hold; the message goes on where the name of the leaf ends.
-    """
-    if not is_encoded(leaf):
-        array = _as_array(leaf)
-        return [pack(array, WIDTHS[array.dtype.name])]
-    if not isinstance(leaf, Quantized):
-        raise ValueError(f"is a stored form that this format has no place for: {type(leaf).__name__}.")
-    codes, scale = _as_array(leaf.codes), _as_array(leaf.scale)
-    scale_width = WIDTHS[scale.dtype.name]
-    check_quantized(_raw(codes, leaf.bits), _raw(scale, scale_width), leaf.dtype)
-    top = 2 ** (leaf.bits - 1) - 1
-    if codes.size and not (-top <= codes.min() and codes.max() <= top):
-        raise ValueError(f"has codes outside [-{top}, {top}], the range of {leaf.bits} bits.")
-    return [pack(codes, leaf.bits), pack(scale, scale_width)]
-
-
-def check_quantized(codes: Layout, scale: Layout, dtype: str) -> None:
-    """Refuse what `Quantized` does not allow and a layout shows, in the words of `pack_leaf`."""
-    if codes.width not in CODE_WIDTHS or codes.dtype != "int8":
-        raise ValueError(f"has codes of {codes.width} bits in {codes.dtype}; `Quantized` holds 2 to 8, in int8.")
-    for name in (scale.dtype, dtype):
-        if name not in WIDTHS or not jnp.issubdtype(jnp.dtype(name), jnp.floating):
-            raise ValueError(f"has a scale in {scale.dtype} and decodes to {dtype}; both are floating-point.")
-    axes = zip(reversed(scale.shape), reversed(codes.shape))
-    if len(scale.shape) > len(codes.shape) or any(length not in (1, whole) for length, whole in axes):
-        raise ValueError(f"has a scale of shape {scale.shape} that does not broadcast to codes of {codes.shape}.")
-
-
-def _as_array(leaf: Any) -> np.ndarray:
-    if isinstance(leaf, Tracer):
-        raise ValueError("is traced: a file is written outside of `jax.jit`.")
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-        raise ValueError(
-            f"is an array of {leaf.dtype}; store `jax.random.key_data(keys)` and its implementation, and make "
-            "the keys again with `jax.random.wrap_key_data`."
-        )
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        raise ValueError("lies partly on other hosts; gather it first.")
-    if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
-        raise ValueError(f"is a {type(leaf).__name__}; a file holds arrays, int, float, bool and None.")
-    array = np.asarray(leaf)
-    if array.dtype.name not in WIDTHS:
-        raise ValueError(f"has the dtype {array.dtype.name}; a file holds {', '.join(WIDTHS)}.")
-    return array if array.dtype.isnative else array.byteswap().view(array.dtype.newbyteorder("="))
-
-
 def pack(array: np.ndarray, width: int) -> tuple[Layout, list[bytes]]:
     """Write an array with `width` bits an entry in the smallest way.
 
@@ -142,7 +65,7 @@ def pack(array: np.ndarray, width: int) -> tuple[Layout, list[bytes]]:
     """
     patterns = _patterns(array, width)
     nonzero = patterns != 0
-    dense = _raw(array, width)
+    dense = raw(array, width)
     sparse = replace(dense, count=int(np.count_nonzero(nonzero)), deflated=(False, False))
     dense_size, sparse_size = sum(dense.lengths), sum(sparse.lengths)
     candidates = []
@@ -153,7 +76,8 @@ def pack(array: np.ndarray, width: int) -> tuple[Layout, list[bytes]]:
     return min((_deflated(*candidate) for candidate in candidates), key=_cost)
 
 
-def _raw(array: np.ndarray, width: int) -> Layout:
+def raw(array: np.ndarray, width: int) -> Layout:
+    """Return the plain layout: all entries, nothing deflated."""
     return Layout(array.dtype.name, width, array.shape, None, (False,))
 
 
@@ -185,13 +109,8 @@ def check_lengths(layout: Layout, stored: Sequence[int]) -> None:
             raise ValueError(f"has a deflated section of {got} bytes, which cannot hold {length}.")
 
 
-def unpack(layout: Layout, sections: Sequence[Section], symmetric: bool = False) -> np.ndarray:
+def unpack(layout: Layout, sections: Sequence[Section]) -> np.ndarray:
     """Read an array from its sections, which `check_lengths` has let through.
-
-    Args:
-      layout: of the array.
-      sections: one or two.
-      symmetric: whether to refuse the lowest integer of the width, which the codes of `Quantized` leave out.
 
     Raises:
       ValueError: sections that `pack` cannot have written.
@@ -200,8 +119,6 @@ def unpack(layout: Layout, sections: Sequence[Section], symmetric: bool = False)
     streams = zip(sections, layout.lengths, layout.deflated, strict=True)
     mask = None if layout.count is None else _mask(_inflate(*next(streams)), size, layout.count)
     values = _split(_inflate(*next(streams)), size if layout.count is None else layout.count, width)
-    if symmetric and (values == 2 ** (width - 1)).any():
-        raise ValueError(f"has the code -{2 ** (width - 1)}, outside the range of {width} bits.")
     if mask is None:
         return _entries(values, layout)
     patterns = np.zeros(size, values.dtype)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.pruning import layout
+from jaxopt_compress import layout
 from jaxopt_compress.pruning.counts import zeros_of
 from jaxopt_compress.pruning.search.grouped import top_k_along
 

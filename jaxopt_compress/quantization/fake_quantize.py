@@ -8,23 +8,31 @@ import jax.numpy as jnp
 from jaxopt_compress import tree
 from jaxopt_compress.combinators import passthrough
 from jaxopt_compress.core import ParamTransform
-from jaxopt_compress.encoded import Quantized
-from jaxopt_compress.quantization import numerics
+from jaxopt_compress.grids import Grid, Integers
+from jaxopt_compress.quantization import fits, numerics
+from jaxopt_compress.quantization.numerics import Affine
 
 
-def fake_quantize(bits: int = 8, *, channel_axes: int | Sequence[int] = -1) -> ParamTransform:
-    """Round weights to symmetric integers with one scale per output channel, with a straight-through gradient.
+def fake_quantize(
+    bits: int | Grid = 8,
+    *,
+    channel_axes: int | Sequence[int] = -1,
+    group_size: int | None = None,
+    fit: fits.Fit = fits.absmax,
+) -> ParamTransform:
+    """Round weights to codes with one scale per output channel, or per group, with a straight-through gradient.
 
-    The state holds the scales, one array for each leaf; `update` fits them to the weights (absmax / (2^(bits-1) - 1),
-    the restricted range, so that the grid is symmetric). `apply` is `round(w * inv_scale)`, half to even, clipped,
-    times `scale`; its gradient is exactly 1 where the code is in range and 0 where it is clipped. The stored form is
-    `Quantized`, and `apply` is by construction what it decodes to. Zeros stay exact zeros.
+    The state holds the scales (and zero points), an `Affine` for each leaf; `update` fits them to the weights.
+    `apply` is `round(w * inv_scale)`, half to even, clipped, times `scale`; its gradient is exactly 1 where the code
+    is in range and 0 where it is clipped. The stored form is `Quantized`, and `apply` is by construction what it
+    decodes to. Zeros stay exact zeros on every grid that has one.
 
     An all-zero channel (pruning makes them) gets scale 1. A channel whose largest weight is below some 1e-36 counts
     as zero.
 
     Args:
-      bits: 2 to 8.
+      bits: 2 to 8, for symmetric integers (absmax / (2^(bits-1) - 1), the restricted range), or a grid:
+        `grids.Integers(8, restricted=False)`, `grids.NF4`, `grids.E4M3`, `grids.BINARY`, ...
       channel_axes: the axes that keep a scale of their own; all others share one. `()` is one scale a leaf.
 
         | layer | kernel | `channel_axes` |
@@ -34,13 +42,16 @@ def fake_quantize(bits: int = 8, *, channel_axes: int | Sequence[int] = -1) -> P
         | Embed | (entries, features) | 0 |
         | DenseGeneral, attention query/key/value | (in, heads, dim) | (-2, -1) |
         | attention output | (heads, dim, out) | -1 |
+      group_size: how many neighbours along the last of the shared axes (for a Dense, its inputs) share a scale.
+      fit: how scales are found, one of `quantization.fits`. `minmax` uses all codes for weights that lie on one side;
+        `power_of_two` with groups of 32 is the MX format of a grid.
 
     Returns:
       A transform whose state is keyed by path.
 
     Raises:
-      ValueError: bits out of range, an axis that a leaf lacks, or a leaf with no axis left to share a scale over
-        (a bias): exclude it with `select`, or pass `channel_axes=()`.
+      ValueError: bits out of range, an axis that a leaf lacks, a leaf with no axis left to share a scale over
+        (a bias: exclude it with `select`, or pass `channel_axes=()`), or groups that do not divide an axis.
 
     Example:
       >>> t = fake_quantize(bits=4)
@@ -49,45 +60,61 @@ def fake_quantize(bits: int = 8, *, channel_axes: int | Sequence[int] = -1) -> P
       [[0.7, -2.8], [0.3, 0.8]]
 
     Reference: Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only
-    inference", 2018. PyTorch's default differs: absmax / 127.5 over [-128, 127].
+    inference", 2018. PyTorch's default differs: absmax / 127.5 over [-128, 127], here
+    `Integers(8, restricted=False)`.
     """
-    if bits not in range(2, 9):
-        raise ValueError(f"`fake_quantize`: `bits` is 2 to 8; got {bits}.")
+    grid = _grid(bits)
     axes = (channel_axes,) if isinstance(channel_axes, int) else tuple(channel_axes)
 
-    def fit(params):
-        return tree.Selection((path, _fit(path, w, bits, axes)) for path, w in tree.weights(params).items())
+    def fit_all(params):
+        shapes = {path: _scale_shape(path, w, axes, group_size) for path, w in tree.weights(params).items()}
+        return tree.Selection((path, fit(w, shapes[path], grid)) for path, w in tree.weights(params).items())
 
     def apply(params, state):
-        return tree.replace(params, {path: _apply(w, state[path], bits) for path, w in tree.weights(params).items()})
+        return tree.replace(params, {path: _apply(w, state[path], grid) for path, w in tree.weights(params).items()})
 
     def update(params, state, *, step, **extra):
         del state, step, extra
-        return fit(params)
+        return fit_all(params)
 
     def encode(params, state):
-        return tree.replace(params, {path: _encode(w, state[path], bits) for path, w in tree.weights(params).items()})
+        stored = {path: numerics.encode(w, state[path], grid) for path, w in tree.weights(params).items()}
+        return tree.replace(params, stored)
 
-    return ParamTransform(fit, apply, update, encode)
+    return ParamTransform(fit_all, apply, update, encode)
 
 
-def _fit(path: str, w: jax.Array, bits: int, channel_axes: tuple[int, ...]) -> jax.Array:
+def _grid(bits: int | Grid) -> Grid:
+    if not isinstance(bits, (int, float)):
+        return bits
+    if bits not in range(2, 9):
+        raise ValueError(f"`fake_quantize`: `bits` is 2 to 8, or a grid; got {bits}.")
+    return Integers(int(bits))
+
+
+def _scale_shape(path: str, w: jax.Array, channel_axes: tuple[int, ...], group_size: int | None) -> tuple[int, ...]:
     absent = [axis for axis in channel_axes if not -w.ndim <= axis < w.ndim]
     if absent:
         raise ValueError(f"`fake_quantize`: axis {absent[0]} of {path!r} does not exist; its shape is {w.shape}.")
-    shared = tuple(axis for axis in range(w.ndim) if axis not in {axis % w.ndim for axis in channel_axes})
+    shared = [axis for axis in range(w.ndim) if axis not in {axis % w.ndim for axis in channel_axes}]
     if not shared:
         raise ValueError(
             f"`fake_quantize`: {path!r} of shape {w.shape} has no axis left to share a scale over when "
             f"channel_axes={channel_axes}; exclude it with `select`, or pass channel_axes=()."
         )
-    return numerics.absmax_scale(w, bits, shared)
+    groups = 1 if group_size is None else _groups(path, w, shared[-1], group_size)
+    return tuple(groups if axis == shared[-1] else 1 if axis in shared else n for axis, n in enumerate(w.shape))
 
 
-def _encode(w: jax.Array, scale: jax.Array, bits: int) -> Quantized:
-    return Quantized(numerics.codes(w, scale, bits), scale, bits, w.dtype.name)
+def _groups(path: str, w: jax.Array, axis: int, group_size: int) -> int:
+    if group_size < 1 or w.shape[axis] % group_size:
+        raise ValueError(
+            f"`fake_quantize`: axis {axis} of {path!r} has {w.shape[axis]} entries, "
+            f"not a multiple of group_size={group_size}."
+        )
+    return w.shape[axis] // group_size
 
 
-def _apply(w: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
-    learns = jnp.where(numerics.in_range(w, scale, bits), w, jax.lax.stop_gradient(w))
-    return passthrough(learns, jax.lax.stop_gradient(_encode(w, scale, bits).decode()))
+def _apply(w: jax.Array, affine: Affine, grid: Grid) -> jax.Array:
+    learns = jnp.where(numerics.in_range(w, affine, grid), w, jax.lax.stop_gradient(w))
+    return passthrough(learns, jax.lax.stop_gradient(numerics.rounded(w, affine, grid)))

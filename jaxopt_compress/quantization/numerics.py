@@ -1,48 +1,79 @@
-"""The one definition of rounding to integers, shared by training, encoding and serving.
+"""The one definition of rounding to codes, shared by training, encoding and serving.
 
 `round(w * inv_scale)`, never `w / scale`: XLA may turn the division into that product, and the two differ on
-rounding boundaries. `round` is half to even.
+rounding boundaries. `round` is half to even. A zero point is added after rounding, as in PyTorch.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress import layout
+from jaxopt_compress.encoded import Quantized
+from jaxopt_compress.grids import Grid, Integers
 
-def largest_code(bits: int) -> int:
-    """Return the largest code of the restricted symmetric range: 127 for 8 bits, 7 for 4."""
-    return 2 ** (bits - 1) - 1
 
+class Affine(NamedTuple):
+    """How codes are turned into numbers: `value = (code - zero_point) * scale`.
 
-def absmax_scale(w: jax.Array, bits: int, shared_axes: tuple[int, ...]) -> jax.Array:
-    """Fit scales to the largest absolute value along `shared_axes`.
-
-    Args:
-      w: floating-point weights.
-      bits: the width of a code.
-      shared_axes: axes over which one scale is shared; kept with length 1 in the result.
-
-    Returns:
-      Positive scales in float32 (float64 for float64), 1 where all weights are zero or too small to have one.
+    Attributes:
+      scale: positive, float32 (float64 for float64); each of its axes divides that of the array.
+      zero_point: int8 of the same shape; None where it is 0.
     """
-    largest = jnp.max(jnp.abs(w), axis=shared_axes, keepdims=True, initial=0).astype(_wide(w.dtype))
-    scale = largest * (1 / largest_code(bits))  # a product: XLA would turn a division by a constant into one
+
+    scale: jax.Array
+    zero_point: jax.Array | None = None
+
+
+def symmetric(largest: jax.Array, grid: Grid) -> Affine:
+    """Map the largest absolute value to the largest number of the grid; scale 1 where it is 0 or too small for one."""
+    return Affine(_safe(_wide(largest) * (1 / grid.largest)))  # XLA would turn a division by a constant into this
+
+
+def asymmetric(low: jax.Array, high: jax.Array, grid: Integers) -> Affine:
+    """Map a range to all codes; it is widened to contain 0, so that 0 is a code (of padding, of a ReLU).
+
+    Reference: Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only
+    inference", 2018.
+    """
+    low, high = jnp.minimum(_wide(low), 0), jnp.maximum(_wide(high), 0)
+    scale = _safe((high - low) * (1 / (grid.highest - grid.lowest)))
+    zero = jnp.clip(grid.lowest - jnp.round(low * (1 / scale)), grid.lowest, grid.highest)
+    return Affine(scale, zero.astype(jnp.int8))
+
+
+def codes(w: jax.Array, affine: Affine, grid: Grid) -> jax.Array:
+    """Round to codes, clipped to the grid."""
+    return grid.round(_shifted(w, affine))
+
+
+def in_range(w: jax.Array, affine: Affine, grid: Grid) -> jax.Array:
+    """Tell which weights have a code of their own, so that clipping does not change them."""
+    return grid.inside(_shifted(w, affine))
+
+
+def encode(w: jax.Array, affine: Affine, grid: Grid) -> Quantized:
+    """Return the codes in their stored form."""
+    return Quantized.of(codes(w, affine, grid), affine.scale, grid, w.dtype.name, affine.zero_point)
+
+
+def rounded(w: jax.Array, affine: Affine, grid: Grid) -> jax.Array:
+    """Return what `encode` decodes to, without packing the codes in between."""
+    return Quantized(codes(w, affine, grid), affine.scale, affine.zero_point, grid, w.dtype.name).decode()
+
+
+def _shifted(w: jax.Array, affine: Affine) -> jax.Array:
+    """Return weights in steps of the grid; they are integers already where there is a zero point."""
+    steps = w.astype(affine.scale.dtype) * layout.spread(1 / affine.scale, w.shape)
+    if affine.zero_point is None:
+        return steps
+    return jnp.round(steps) + layout.spread(affine.zero_point, w.shape).astype(steps.dtype)
+
+
+def _safe(scale: jax.Array) -> jax.Array:
     return jnp.where(scale < jnp.finfo(scale.dtype).tiny, jnp.ones_like(scale), scale)
 
 
-def codes(w: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
-    """Round to int8 codes, clipped to the restricted range."""
-    top = largest_code(bits)
-    return jnp.clip(jnp.round(_scaled(w, scale)), -top, top).astype(jnp.int8)
-
-
-def in_range(w: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
-    """Tell which weights round to a code inside the range, so that clipping does not change them."""
-    return jnp.abs(_scaled(w, scale)) < largest_code(bits) + 0.5  # half to even: the end itself rounds out of range
-
-
-def _scaled(w: jax.Array, scale: jax.Array) -> jax.Array:
-    return w.astype(scale.dtype) * (1 / scale)
-
-
-def _wide(dtype) -> jnp.dtype:
-    return jnp.dtype(dtype) if dtype == jnp.float64 else jnp.dtype(jnp.float32)
+def _wide(x: jax.Array) -> jax.Array:
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)

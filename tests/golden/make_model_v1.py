@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxopt_compress import export
 from jaxopt_compress.encoded import Quantized
+from jaxopt_compress.grids import Integers
 
 
 def mixed(count: int, seed: int) -> np.ndarray:
@@ -39,12 +40,17 @@ def model() -> dict:
     specials = np.array([0x80000000, 0x7FC00001, 0xFFA00000, 0x7F800000, 0xFF800000, 1, 0x3F800000, 0], np.uint32)
     return {
         "blocks": {0: {"w": mixed(35, 1).astype(np.uint16).view(jnp.bfloat16).reshape(5, 7)}, 7: {}},
-        "encoder": {"bias": specials.view(np.float32), "kernel": Quantized(codes((64, 48), 8, 2, 10), scale(1, 48))},
+        "encoder": {"bias": specials.view(np.float32), "kernel": Quantized.of(codes((64, 48), 8, 2, 10), scale(1, 48))},
         "flags": mixed(11, 3) % np.uint64(2) == 0,
         "half": np.where(mixed(600, 8) % np.uint64(2) == 0, mixed(600, 9), 0).astype(np.uint32).view(np.float32),
-        "heads": [Quantized(codes((24, 16), 4, 4), scale(1, 16), 4, "bfloat16"), (None, True, -7, []), -0.0, 0.1],
+        "heads": [
+            Quantized.of(codes((24, 16), 4, 4), scale(1, 16), Integers(4), "bfloat16"),
+            (None, True, -7, []),
+            -0.0,
+            0.1,
+        ],
         "mixed": mixed(12, 5).astype(np.float64).reshape(3, 4) / 3,
-        "rare": Quantized(codes((30, 50), 3, 6, 20), scale(), 3, "float16"),
+        "rare": Quantized.of(codes((30, 50), 3, 6, 20), scale(), Integers(3), "float16"),
         "steps": np.array(-(2**40)),
         "table": (mixed(60, 7) % np.uint64(5)).astype(np.int32).reshape(4, 15),
         "zeros": (np.zeros((40, 50), np.float16), np.zeros((0, 3), np.uint8), jnp.zeros((), jnp.int4)),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_compress.pruning import layout
+from jaxopt_compress import layout
 from jaxopt_compress.pruning.search.ranking import ordered_keys, spread_out
 
 FEW = 48  # up to here comparing every pair is faster than searching, measured on CPU

@@ -1,10 +1,11 @@
 """Shapes and shardings: reshapes that keep how an array is split over a mesh with explicit axes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 
@@ -68,3 +69,29 @@ def repeat(x: jax.Array, axis: int, size: int) -> jax.Array:
 def matrix(x: jax.Array) -> jax.Array:
     """View an array as a matrix: all axes but the last as rows."""
     return x if x.ndim == 2 else reshape(x, (-1, x.shape[-1]), (spec(x)[0], spec(x)[-1]))
+
+
+def spread(x: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Repeat the entries of each axis that is longer than 1 until it has the length in `shape`, which it divides.
+
+    Axes of length 1 are left to broadcasting.
+    """
+    for axis, length in zip(range(-x.ndim, 0), shape[len(shape) - x.ndim :], strict=True):
+        if x.shape[axis] not in (1, length):
+            x = repeat(x, axis % x.ndim, length // x.shape[axis])
+    return x
+
+
+def reduce_runs(fn: Callable, x: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Reduce runs of entries such that `shape` is left; the inverse of `spread`.
+
+    Args:
+      fn: a reduction such as `jnp.max`, with the arguments `axis` and `keepdims`.
+      x: any array.
+      shape: of as many axes, each of a length that divides that of `x`.
+    """
+    for axis, length in enumerate(shape):
+        if length not in (1, x.shape[axis]):
+            x = jnp.squeeze(fn(split(x, axis, x.shape[axis] // length), axis=axis + 1, keepdims=True), axis + 1)
+    ones = tuple(axis for axis, length in enumerate(shape) if length == 1 and x.shape[axis] != 1)
+    return fn(x, axis=ones, keepdims=True)

@@ -1,0 +1,183 @@
+"""Fits of scales and zero points: naive references, what each is better at, groups, odd channels."""
+
+from functools import partial
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+import jaxopt_compress as jc
+from jaxopt_compress import grids
+from jaxopt_compress.grids import Integers
+from jaxopt_compress.quantization import fake_quantize, fits, numerics
+
+WHOLE = {bits: Integers(bits, restricted=False) for bits in (2, 4, 8)}
+
+
+def normal(*shape, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
+
+
+def channels(w: np.ndarray, shape: tuple[int, ...]):
+    """Yield the place of each scale and the weights that share it."""
+    for at in np.ndindex(*shape):
+        runs = [n // parts for n, parts in zip(w.shape, shape)]
+        yield at, w[tuple(slice(i * run, (i + 1) * run) for i, run in zip(at, runs))]
+
+
+SHAPES = pytest.mark.parametrize("shape", [(1, 6), (8, 1), (1, 1), (4, 6), (2, 3)], ids=str)
+
+
+@SHAPES
+@pytest.mark.parametrize("bits", WHOLE)
+def test_minmax_against_a_naive_loop(shape, bits):
+    w, grid = normal(8, 6) + np.float32(0.7), WHOLE[bits]
+    scale, zero = fits.minmax(jnp.asarray(w), shape, grid)
+    assert zero.dtype == jnp.int8
+    stored = numerics.encode(jnp.asarray(w), numerics.Affine(scale, zero), grid)
+    scale, zero = np.asarray(scale), np.asarray(zero)
+    for at, part in channels(w, shape):
+        low, high = min(part.min(), 0), max(part.max(), 0)
+        wanted = np.float32(high - low) * np.float32(1 / (2**bits - 1))
+        assert scale[at] == wanted
+        assert zero[at] == np.clip(grid.lowest - np.rint(low * (np.float32(1) / wanted)), grid.lowest, grid.highest)
+    assert np.abs(np.asarray(stored.decode()) - w).max() <= scale.max() * 1.001  # the zero point rounds as well
+
+
+def test_zero_has_a_code_whatever_the_range():
+    for low, high in ((0.5, 3.0), (-2.0, -1.0), (-1.0, 5.0), (0.0, 0.0)):
+        w = jnp.linspace(low, high, 11).reshape(11, 1).at[3].set(0.0)
+        affine = fits.minmax(w, (1, 1), WHOLE[4])
+        assert numerics.rounded(w, affine, WHOLE[4])[3] == 0
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_one_sided_weights_gain_from_a_zero_point(bits):
+    w = {"kernel": jnp.abs(jnp.asarray(normal(64, 16)))}
+    symmetric = fake_quantize(bits)
+    affine = fake_quantize(Integers(bits, restricted=False), fit=fits.minmax)
+    errors = [jnp.mean((t.apply(w, t.init(w))["kernel"] - w["kernel"]) ** 2) for t in (symmetric, affine)]
+    assert errors[1] < 0.5 * errors[0]
+
+
+@SHAPES
+def test_mse_against_a_naive_search(shape):
+    w, grid, steps = normal(8, 6, seed=3), Integers(3), 50
+    found = np.asarray(fits.mse(norm=2.4, steps=steps)(jnp.asarray(w), shape, grid).scale)
+    for at, part in channels(w, shape):
+        start = np.abs(part).max() / grid.highest
+        scales = [start * (1 - i / steps) for i in range(int(0.8 * steps))]
+        errors = [np.sum(np.abs(np.clip(np.rint(part / s), -3, 3) * s - part) ** 2.4) for s in scales]
+        np.testing.assert_allclose(found[at], scales[int(np.argmin(errors))], rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_mse_beats_absmax(bits):
+    w = jnp.asarray(normal(256, 8, seed=4))
+    error = [jnp.sum((numerics.rounded(w, fit(w, (1, 8), Integers(bits)), Integers(bits)) - w) ** 2, axis=0)
+             for fit in (fits.absmax, fits.mse())]  # fmt: skip
+    assert (error[1] <= error[0]).all()
+    assert error[1].sum() < (0.8 if bits < 5 else 1.0) * error[0].sum()
+
+
+def test_mean_absolute_is_the_scale_of_least_squares_for_two_levels():
+    w = normal(40, 5, seed=5)
+    scale = np.asarray(fits.mean_absolute(jnp.asarray(w), (1, 5), grids.BINARY).scale)
+    np.testing.assert_allclose(scale[0], np.abs(w).mean(axis=0), rtol=1e-6)
+    errors = [np.sum((np.sign(w) * scale * factor - w) ** 2) for factor in (0.99, 1.0, 1.01)]
+    assert min(errors) == errors[1]
+
+
+MX = {"fp8": (grids.E4M3, 8), "fp8_wide": (grids.E5M2, 15), "fp6": (grids.E3M2, 4), "fp6_fine": (grids.E2M3, 2)}
+MX |= {"fp4": (grids.E2M1, 2), "int8": (Integers(8), 6)}
+
+
+@pytest.mark.parametrize(("grid", "top"), MX.values(), ids=MX)
+def test_power_of_two_is_the_mx_format(grid, top):
+    w = normal(64, 4, seed=6) * np.float32(3.7)
+    w[:32, 1] = 0
+    w[32:, 2] = 2.0**-20
+    t = fake_quantize(grid, group_size=32, fit=fits.power_of_two)
+    stored = t.encode({"w": jnp.asarray(w)}, t.init({"w": jnp.asarray(w)}))["w"]
+    largest = np.abs(w.reshape(2, 32, 4)).max(axis=1)
+    wanted = np.where(largest > 0, 2.0 ** (np.floor(np.log2(np.where(largest > 0, largest, 1))) - top), 1)
+    np.testing.assert_array_equal(stored.scale, wanted)
+    exact = np.asarray(stored.scale).astype(ml_dtypes.float8_e8m0fnu).astype(np.float32)  # what MX stores it as
+    np.testing.assert_array_equal(stored.scale, exact)
+    steps = w / np.repeat(wanted, 32, axis=0)
+    values = np.asarray(grid.values(grid.round(jnp.asarray(steps, jnp.float32))))
+    np.testing.assert_array_equal(stored.decode(), (values * np.repeat(wanted, 32, axis=0)).astype(np.float32))
+
+
+@pytest.mark.parametrize("grid", [Integers(4), grids.NF4, grids.E2M1], ids=["int4", "nf4", "e2m1"])
+def test_groups_lose_less_than_channels(grid):
+    w = {"kernel": jnp.asarray(normal(256, 8, seed=7) * np.exp(normal(256, 1, seed=8)))}
+
+    def error(**options):
+        t = fake_quantize(grid, **options)
+        return float(jnp.mean((t.apply(w, t.init(w))["kernel"] - w["kernel"]) ** 2))
+
+    assert error(group_size=32) < 0.8 * error()
+    assert error(group_size=256) == error()
+
+
+def test_nf4_beats_int4_on_normal_weights_in_blocks_of_64():
+    w = {"kernel": jnp.asarray(normal(512, 64, seed=9))}
+    errors = [
+        float(jnp.mean((t.apply(w, t.init(w))["kernel"] - w["kernel"]) ** 2))
+        for t in (fake_quantize(grid, group_size=64) for grid in (grids.NF4, Integers(4)))
+    ]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_a_channel_of_each_odd_kind_is_right_and_spoils_no_other():
+    w = normal(6, 5)
+    w[:, 0], w[:, 1], w[:, 2], w[0, 3] = 0.0, 0.25, 1e-42, np.nan
+    for fit in (fits.absmax, fits.minmax, fits.mean_absolute, fits.power_of_two, fits.mse()):
+        grid = WHOLE[8] if fit is fits.minmax else Integers(8)
+        back = np.asarray(numerics.rounded(jnp.asarray(w), fit(jnp.asarray(w), (1, 5), grid), grid))
+        assert not back[:, 0].any()
+        np.testing.assert_allclose(back[:, 1], 0.25, rtol=0.02)
+        assert not back[:, 2].any()
+        assert np.isnan(back[0, 3])
+        clean = np.asarray(numerics.rounded(jnp.asarray(w), fit(jnp.asarray(w[:, 4:]), (1, 1), grid), grid))
+        np.testing.assert_array_equal(back[:, 4], clean[:, 4])
+
+
+def test_an_empty_axis():
+    t = fake_quantize(4, fit=fits.minmax)
+    w = {"w": jnp.zeros((0, 3))}
+    assert jc.decode(t.encode(w, t.init(w)))["w"].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(fake_quantize, 4, group_size=5), "`fake_quantize`: axis 0 of 'w' has 8 entries, not a multiple"),
+        (partial(fake_quantize, 4, group_size=0), "not a multiple of group_size=0"),
+        (partial(fake_quantize, grids.NF4, fit=fits.minmax), "`minmax`: only integers have a zero point"),
+    ],
+)
+def test_refusals(make, message):
+    with pytest.raises(ValueError, match=message):
+        make().init({"w": jnp.ones((8, 3))})
+
+
+# The stored form
+
+
+@pytest.mark.parametrize("grid", [Integers(2), Integers(3), Integers(4), grids.NF4, grids.BINARY, grids.E2M1], ids=str)
+@pytest.mark.parametrize("shape", [(8, 6), (5, 3), (7,), (2, 3, 4, 5)], ids=str)
+def test_codes_share_bytes(grid, shape):
+    w = {"w": jnp.asarray(normal(*shape))}
+    t = fake_quantize(grid, channel_axes=())
+    state = t.init(w)
+    stored = t.encode(w, state)["w"]
+    per_byte = {1: 8, 2: 4, 3: 2, 4: 2}[grid.bits]
+    axis = stored.packed[0]
+    assert stored.data.dtype == jnp.uint8
+    assert stored.data.shape[axis] == -(-shape[axis] // per_byte)
+    assert stored.shape == shape
+    np.testing.assert_array_equal(stored.codes, numerics.codes(w["w"], state["w"], grid))
+    np.testing.assert_array_equal(stored.decode(), t.apply(w, state)["w"])
