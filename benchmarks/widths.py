@@ -49,16 +49,17 @@ def main():
     parser.add_argument("--out")
     args = parser.parse_args()
     platform = "gpu" if jax.default_backend() == "gpu" else "cpu"
-    multiples, rounds = (MULTIPLES[1:2], 5) if args.quick else (MULTIPLES, args.rounds)
+    multiples, rounds = (MULTIPLES[1:2], 3) if args.quick else (MULTIPLES, args.rounds)
+    batch = 16 if args.quick else BATCH[platform]
     rows, keys = [], {}
     for name, width in WIDTHS[platform].items():
         for dtype in ("float32", "bfloat16") if platform == "gpu" else ("float32",):
-            found = compare(name, width, dtype, BATCH[platform], multiples, rounds)
+            found = compare(name, width, dtype, batch, multiples, rounds)
             for multiple, shares in found.items():
                 rows.append([f"{name} {width}, {dtype}", multiple, shares["multiply_adds"], shares["time"]])
                 keys |= {f"{name}_{jnp.dtype(dtype).name}_{multiple}_{field}": x for field, x in shares.items()}
     harness.show(f"half removed, {platform}: what is left", ["net", "multiple of", "multiply-adds", "time"], rows)
-    harness.finish(keys, args.out, widths=WIDTHS[platform], batch=BATCH[platform], rounds=rounds)
+    harness.finish(keys, args.out, widths=WIDTHS[platform], batch=batch, rounds=rounds)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,14 @@ TABLE = [
 ]
 
 
-def params(dtype=jnp.float32, seed: int = 0) -> dict[str, Any]:
-    """Return parameters with everything that may stand in a tree: `None`, integers, scalars, tied and odd leaves."""
+def params(dtype: Any = jnp.float32, seed: int = 0) -> dict[str, Any]:
+    """Return parameters with everything that may stand in a tree: `None`, integers, scalars, tied and odd leaves.
+
+    Of two dtypes the weights have one or the other, those of one shape both, and then no leaves are tied.
+    """
+    if isinstance(dtype, tuple):
+        first, second = (params(d, seed) for d in dtype)
+        return first | {"block": [first["block"][0], second["block"][1]], "conv": second["conv"]}
     keys = jax.random.split(jax.random.key(seed), 3)
     tied = jax.random.normal(keys[0], (16, 24), dtype)
     return {

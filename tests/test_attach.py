@@ -13,6 +13,7 @@ from flax.training.train_state import TrainState
 from orbax import checkpoint
 
 import jaxopt_compress as jc
+from jaxopt_compress import tree
 from jaxopt_compress.optimizers.attach import AttachState
 from jaxopt_compress.pruning import magnitude, prune
 
@@ -95,12 +96,35 @@ def start(dtype=jnp.float32) -> dict[str, Any]:
 def moving(every: int = 2) -> jc.ParamTransform:
     """A mask that moves: a criterion without order removes and revives weights at each refresh."""
 
-    def shuffled(params, *, step, **extra):  # a random number generator would take most of the compilation
+    def shuffled(params, *, step, **extra):
         turn = (step + 1).astype(jnp.float32)
         return jax.tree.map(lambda w: jnp.sin(jnp.arange(1.0, 1.0 + w.size) ** 2 * turn).reshape(w.shape), params)
 
     sparsity = optax.linear_schedule(0.2, 0.8, 6)
     return jc.select("**/kernel", jc.periodic(prune(shuffled, sparsity), every))
+
+
+def scripted() -> jc.ParamTransform:
+    """Masks drawn beforehand that move every other step like those of `moving`, with no search to compile."""
+    rng = np.random.default_rng(0)
+
+    def drawn(*shape):
+        ranks = (rng.permutation(np.prod(shape)).reshape(shape) for _ in range(4))
+        return jnp.stack([jnp.asarray(rank < share * rank.size) for rank, share in zip(ranks, (0.2, 0.4, 0.6, 0.8))])
+
+    script = {"a/kernel": drawn(6, 5), "b/kernel": drawn(5, 4)}
+
+    def apply(params, state):
+        leaves = tree.leaves(params)
+        return tree.replace(params, {path: jnp.where(mask, 0, leaves[path]) for path, mask in state.items()})
+
+    return jc.ParamTransform(
+        init=lambda params: {path: jnp.zeros(masks.shape[1:], bool) for path, masks in script.items()},
+        apply=apply,
+        update=lambda params, state, *, step, **extra: {path: masks[step // 2] for path, masks in script.items()},
+        encode=lambda params, state: params,
+        removed=lambda params, state: state,
+    )
 
 
 def train(tx, params, steps: int):
@@ -123,16 +147,26 @@ def train(tx, params, steps: int):
     return jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, length=steps))(params)
 
 
-@OPTIMIZERS
-@pytest.mark.parametrize(
+DTYPES = pytest.mark.parametrize(
     "dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)], ids=["f32", "bf16"]
 )
+
+
+@OPTIMIZERS
+@DTYPES
 def test_removed_weights_are_exact_zeros_after_every_step(build, dtype):
-    tx = attach(build(), moving())
-    (params, state), (path, removed) = train(tx, start(dtype), steps=8)
-    for leaf in jax.tree.leaves(params):
-        assert leaf.dtype == dtype
-        assert jnp.isfinite(leaf).all()
+    assert_exact_zeros(attach(build(), scripted()), start(dtype))
+
+
+@DTYPES
+def test_weights_that_a_search_removes_are_exact_zeros_after_every_step(dtype):
+    assert_exact_zeros(attach(ADAM, moving()), start(dtype))
+
+
+def assert_exact_zeros(tx, initial):
+    (params, state), (path, removed) = train(tx, initial, steps=8)
+    assert jax.tree.map(lambda x: x.dtype, params) == jax.tree.map(lambda x: x.dtype, initial)
+    assert jax.tree.all(jax.tree.map(lambda x: jnp.isfinite(x).all(), params))
     for name in ("a", "b"):
         gone, weights = removed[f"{name}/kernel"], path[name]["kernel"]
         share = gone.mean(axis=(1, 2))
