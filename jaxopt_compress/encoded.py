@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jaxopt_compress import layout, subbyte
 from jaxopt_compress.grids import Grid, Integers
 
+INT8 = Integers(8)
+
 
 @partial(
     jax.tree_util.register_dataclass,
@@ -38,7 +40,7 @@ class Quantized:
     data: jax.Array
     scale: jax.Array
     zero_point: jax.Array | None = None
-    grid: Grid = field(default=Integers(8))
+    grid: Grid = field(default=INT8)
     dtype: str = field(default="float32")
     packed: tuple[int, int] | None = field(default=None)
 
@@ -47,7 +49,7 @@ class Quantized:
         cls,
         codes: jax.Array,
         scale: jax.Array,
-        grid: Grid = Integers(8),
+        grid: Grid = INT8,
         dtype: str = "float32",
         zero_point: jax.Array | None = None,
     ) -> "Quantized":

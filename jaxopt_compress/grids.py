@@ -155,7 +155,8 @@ class Floats:
         steps = jnp.where(field == 0, rest, rest + 2**self.mantissa).astype(jnp.float32)
         size = steps * power_of_two(jnp.maximum(field, 1) - 1 + self.smallest_exponent - self.mantissa)
         size = jnp.where(magnitude > self.highest, jnp.nan, size)
-        return jnp.where(codes >> (self.bits - 1) == 0, size, -size)
+        sign = (codes >> (self.bits - 1)).astype(jnp.uint32) << 31  # as a bit: compilers drop the sign of a 0
+        return jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(size, jnp.uint32) | sign, jnp.float32)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def choose(tree, where: Where) -> tuple[str, ...]:
     if callable(where) and not _is_module_like(tree, where):
         chosen = tuple(path for path, leaf in found.items() if where(path, leaf))
     elif isinstance(where, (tuple, list)) and where and all(isinstance(glob, str) for glob in where):
-        matched = [{path for path in found if _matches(glob, path)} for glob in where]
+        matched = [{path for path in found if matches(glob, path)} for glob in where]
         for glob, paths in zip(where, matched, strict=True):
             _refuse_empty(paths, glob, found)
         chosen = tuple(path for path in found if any(path in paths for paths in matched))
@@ -102,7 +102,8 @@ def _refuse_empty(chosen, where, found: Selection) -> None:
         raise ValueError(f"`select`: {where!r} matches no leaf; the leaves are {', '.join(map(repr, found))}.")
 
 
-def _matches(glob: str, path: str) -> bool:
+def matches(glob: str, path: str) -> bool:
+    """Tell whether a glob matches a path or a node above it."""
     keys = path.split("/")
     return any(_pattern(glob).fullmatch("/".join(keys[:end])) for end in range(1, len(keys) + 1))
 

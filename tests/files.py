@@ -6,8 +6,8 @@ import numpy as np
 
 from jaxopt_compress import export
 from jaxopt_compress.encoded import Quantized
-from jaxopt_compress.grids import Integers
 from jaxopt_compress.export import packing
+from jaxopt_compress.grids import Integers
 
 
 def bits(model) -> list:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 
 import jaxopt_compress as jc
-from jaxopt_compress import pruning
+from jaxopt_compress import grids, pruning
+from jaxopt_compress.grids import Integers
 from jaxopt_compress.pruning import magnitude, prune, taylor
-from jaxopt_compress.quantization import fake_quantize
+from jaxopt_compress.quantization import fake_quantize, fits
 
 
 class Row(NamedTuple):
@@ -65,6 +66,10 @@ TABLE = [
     Row("int2", lambda: weights_of(fake_quantize(2))),
     Row("int8_tensor", lambda: fake_quantize(8, channel_axes=())),
     Row("int8_rows", lambda: jc.select("**/embedding", fake_quantize(8, channel_axes=0))),
+    Row("groups_affine", lambda: blocks_of(fake_quantize(Integers(4, False), group_size=8, fit=fits.minmax))),
+    Row("nf4", lambda: blocks_of(fake_quantize(grids.NF4, group_size=4))),
+    Row("mx", lambda: blocks_of(fake_quantize(grids.E2M1, group_size=8, fit=fits.power_of_two))),
+    Row("binary", lambda: blocks_of(fake_quantize(grids.BINARY))),
     Row("int8_periodic", lambda: weights_of(jc.periodic(fake_quantize(8), every=3))),
     Row("leafwise", lambda: jc.leafwise(lambda w: jnp.max(w), lambda w, s: jnp.minimum(w, s))),
     Row("stacked", lambda: jc.select("**/embedding", jc.stacked(fake_quantize(8, channel_axes=())))),

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from jaxopt_compress import core, export
 from jaxopt_compress.encoded import Quantized, decode, is_encoded
-from jaxopt_compress.grids import Integers
 from jaxopt_compress.export import file, packing
+from jaxopt_compress.grids import Integers
 from jaxopt_compress.quantization import fake_quantize
 from tests.files import bits, mlp, quantized, saved
 

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_compress import export, tree
-from jaxopt_compress.encoded import decode, is_encoded
+from jaxopt_compress import export, grids, tree
+from jaxopt_compress.encoded import Quantized, decode, is_encoded
 from jaxopt_compress.export import packing
+from jaxopt_compress.grids import Integers
 from tests.files import bits, mlp, quantized
 
 HERE = pathlib.Path(__file__).parent
@@ -117,6 +118,35 @@ def test_only_a_regular_file_is_replaced(tmp_path):
 
 
 # The files of older versions, and the description of the format
+
+
+def test_golden_file_of_version_2():
+    """Version 2 adds the grids; `save` writes the same bytes today."""
+    golden = HERE / "golden" / "model_v2.jc"
+    made = runpy.run_path(str(HERE / "golden" / "make_model_v2.py"))["model"]()
+    assert bits(export.load(golden)) == bits(made)
+    content = golden.read_bytes()
+    for word in (b'version\\":2', b"integers", b"floats", b"levels", b"uint1", b"uint4", b"uint6", b"uint8"):
+        assert word in content
+    plain = example()(golden)
+    for path, leaf in tree.leaves(made, is_leaf=is_encoded).items():
+        np.testing.assert_array_equal(plain[path].astype(np.float32), leaf.decode(), err_msg=path)
+
+
+@pytest.mark.parametrize("bits_", [3, 8])
+def test_a_file_says_the_first_version_that_can_hold_it(path, bits_):
+    codes, one = jnp.zeros((4, 6), jnp.int8), jnp.ones((1, 6))
+    old = Quantized.of(codes, one, Integers(bits_))
+    for leaf, version in (
+        (old, 1),
+        (Quantized.of(codes, jnp.ones((2, 6)), Integers(bits_)), 2),
+        (Quantized.of(codes, one, Integers(bits_, restricted=False)), 2),
+        (Quantized.of(codes, one, Integers(bits_), zero_point=jnp.zeros((1, 6), jnp.int8)), 2),
+        (Quantized.of(codes.astype(jnp.uint8), one, grids.NF4), 2),
+    ):
+        export.save(path, {"w": leaf})
+        assert f'version\\":{version}'.encode() in path.read_bytes()
+        assert bits(export.load(path)) == bits({"w": leaf})
 
 
 def test_golden_file():

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -13,6 +14,22 @@ from jaxopt_compress.grids import Integers
 from jaxopt_compress.quantization import fake_quantize, fits, numerics
 
 WHOLE = {bits: Integers(bits, restricted=False) for bits in (2, 4, 8)}
+
+
+@partial(jax.jit, static_argnames=("fit", "shape", "grid"))
+def fitted(fit, w, shape, grid):
+    return fit(w, shape, grid)
+
+
+@partial(jax.jit, static_argnames=("fit", "shape", "grid"))
+def rounded(fit, w, shape, grid):
+    return numerics.rounded(w, fit(w, shape, grid), grid)
+
+
+def error_of(t, params) -> float:
+    """Return the mean square error of the one leaf."""
+    off = jax.jit(lambda p: jnp.mean((jax.tree.leaves(t.apply(p, t.init(p)))[0] - jax.tree.leaves(p)[0]) ** 2))
+    return float(off(params))
 
 
 def normal(*shape, seed=0, dtype=np.float32):
@@ -33,7 +50,7 @@ SHAPES = pytest.mark.parametrize("shape", [(1, 6), (8, 1), (1, 1), (4, 6), (2, 3
 @pytest.mark.parametrize("bits", WHOLE)
 def test_minmax_against_a_naive_loop(shape, bits):
     w, grid = normal(8, 6) + np.float32(0.7), WHOLE[bits]
-    scale, zero = fits.minmax(jnp.asarray(w), shape, grid)
+    scale, zero = fitted(fits.minmax, w, shape, grid)
     assert zero.dtype == jnp.int8
     stored = numerics.encode(jnp.asarray(w), numerics.Affine(scale, zero), grid)
     scale, zero = np.asarray(scale), np.asarray(zero)
@@ -57,14 +74,14 @@ def test_one_sided_weights_gain_from_a_zero_point(bits):
     w = {"kernel": jnp.abs(jnp.asarray(normal(64, 16)))}
     symmetric = fake_quantize(bits)
     affine = fake_quantize(Integers(bits, restricted=False), fit=fits.minmax)
-    errors = [jnp.mean((t.apply(w, t.init(w))["kernel"] - w["kernel"]) ** 2) for t in (symmetric, affine)]
+    errors = [error_of(t, w) for t in (symmetric, affine)]
     assert errors[1] < 0.5 * errors[0]
 
 
 @SHAPES
 def test_mse_against_a_naive_search(shape):
     w, grid, steps = normal(8, 6, seed=3), Integers(3), 50
-    found = np.asarray(fits.mse(norm=2.4, steps=steps)(jnp.asarray(w), shape, grid).scale)
+    found = np.asarray(fitted(fits.mse(norm=2.4, steps=steps), w, shape, grid).scale)
     for at, part in channels(w, shape):
         start = np.abs(part).max() / grid.highest
         scales = [start * (1 - i / steps) for i in range(int(0.8 * steps))]
@@ -75,8 +92,10 @@ def test_mse_against_a_naive_search(shape):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_mse_beats_absmax(bits):
     w = jnp.asarray(normal(256, 8, seed=4))
-    error = [jnp.sum((numerics.rounded(w, fit(w, (1, 8), Integers(bits)), Integers(bits)) - w) ** 2, axis=0)
-             for fit in (fits.absmax, fits.mse())]  # fmt: skip
+    error = [
+        np.sum(np.asarray(rounded(fit, w, (1, 8), Integers(bits)) - w) ** 2, axis=0)
+        for fit in (fits.absmax, fits.mse())
+    ]
     assert (error[1] <= error[0]).all()
     assert error[1].sum() < (0.8 if bits < 5 else 1.0) * error[0].sum()
 
@@ -99,7 +118,7 @@ def test_power_of_two_is_the_mx_format(grid, top):
     w[:32, 1] = 0
     w[32:, 2] = 2.0**-20
     t = fake_quantize(grid, group_size=32, fit=fits.power_of_two)
-    stored = t.encode({"w": jnp.asarray(w)}, t.init({"w": jnp.asarray(w)}))["w"]
+    stored = jax.jit(lambda p: t.encode(p, t.init(p)))({"w": jnp.asarray(w)})["w"]
     largest = np.abs(w.reshape(2, 32, 4)).max(axis=1)
     wanted = np.where(largest > 0, 2.0 ** (np.floor(np.log2(np.where(largest > 0, largest, 1))) - top), 1)
     np.testing.assert_array_equal(stored.scale, wanted)
@@ -116,7 +135,7 @@ def test_groups_lose_less_than_channels(grid):
 
     def error(**options):
         t = fake_quantize(grid, **options)
-        return float(jnp.mean((t.apply(w, t.init(w))["kernel"] - w["kernel"]) ** 2))
+        return error_of(t, w)
 
     assert error(group_size=32) < 0.8 * error()
     assert error(group_size=256) == error()
@@ -124,10 +143,7 @@ def test_groups_lose_less_than_channels(grid):
 
 def test_nf4_beats_int4_on_normal_weights_in_blocks_of_64():
     w = {"kernel": jnp.asarray(normal(512, 64, seed=9))}
-    errors = [
-        float(jnp.mean((t.apply(w, t.init(w))["kernel"] - w["kernel"]) ** 2))
-        for t in (fake_quantize(grid, group_size=64) for grid in (grids.NF4, Integers(4)))
-    ]
+    errors = [error_of(fake_quantize(grid, group_size=64), w) for grid in (grids.NF4, Integers(4))]
     assert errors[0] < 0.9 * errors[1]
 
 
@@ -136,13 +152,13 @@ def test_a_channel_of_each_odd_kind_is_right_and_spoils_no_other():
     w[:, 0], w[:, 1], w[:, 2], w[0, 3] = 0.0, 0.25, 1e-42, np.nan
     for fit in (fits.absmax, fits.minmax, fits.mean_absolute, fits.power_of_two, fits.mse()):
         grid = WHOLE[8] if fit is fits.minmax else Integers(8)
-        back = np.asarray(numerics.rounded(jnp.asarray(w), fit(jnp.asarray(w), (1, 5), grid), grid))
+        back = np.asarray(rounded(fit, w, (1, 5), grid))
         assert not back[:, 0].any()
         np.testing.assert_allclose(back[:, 1], 0.25, rtol=0.02)
         assert not back[:, 2].any()
         assert np.isnan(back[0, 3])
-        clean = np.asarray(numerics.rounded(jnp.asarray(w), fit(jnp.asarray(w[:, 4:]), (1, 1), grid), grid))
-        np.testing.assert_array_equal(back[:, 4], clean[:, 4])
+        clean = np.asarray(rounded(fit, w[:, 4:], (1, 1), grid))
+        np.testing.assert_array_equal(back[:, 4:], clean)
 
 
 def test_an_empty_axis():
@@ -172,12 +188,11 @@ def test_refusals(make, message):
 def test_codes_share_bytes(grid, shape):
     w = {"w": jnp.asarray(normal(*shape))}
     t = fake_quantize(grid, channel_axes=())
-    state = t.init(w)
-    stored = t.encode(w, state)["w"]
+    state, stored, applied = jax.jit(lambda p: (t.init(p), t.encode(p, t.init(p))["w"], t.apply(p, t.init(p))))(w)
     per_byte = {1: 8, 2: 4, 3: 2, 4: 2}[grid.bits]
     axis = stored.packed[0]
     assert stored.data.dtype == jnp.uint8
     assert stored.data.shape[axis] == -(-shape[axis] // per_byte)
     assert stored.shape == shape
     np.testing.assert_array_equal(stored.codes, numerics.codes(w["w"], state["w"], grid))
-    np.testing.assert_array_equal(stored.decode(), t.apply(w, state)["w"])
+    np.testing.assert_array_equal(stored.decode(), applied["w"])

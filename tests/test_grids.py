@@ -1,5 +1,7 @@
 """Grids: every code and back, the nearest number, ties, saturation, and the standards that they are."""
 
+from functools import cache
+
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -22,10 +24,25 @@ GRIDS = {
     **{f"int{bits}": Integers(bits) for bits in range(2, 9)},
     **{f"int{bits}_whole": Integers(bits, restricted=False) for bits in (2, 4, 8)},
     **{name: grid for name, (grid, _) in STANDARD.items()},
-    **{"binary": grids.BINARY, "nf4": grids.NF4, "odd": Levels((-3.0, -0.5, 0.0, 0.25, 7.0))},
+    "binary": grids.BINARY,
+    "nf4": grids.NF4,
+    "odd": Levels((-3.0, -0.5, 0.0, 0.25, 7.0)),
 }
 EVERY_GRID = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 EVERY_STANDARD = pytest.mark.parametrize(("grid", "dtype"), STANDARD.values(), ids=STANDARD)
+
+
+@cache
+def compiled(grid):
+    return jax.jit(grid.round), jax.jit(grid.values)
+
+
+def rounded(grid, x) -> np.ndarray:
+    return np.asarray(compiled(grid)[0](jnp.asarray(x)))
+
+
+def values(grid, codes) -> np.ndarray:
+    return np.asarray(compiled(grid)[1](jnp.asarray(codes)))
 
 
 def codes_of(grid) -> np.ndarray:
@@ -34,29 +51,29 @@ def codes_of(grid) -> np.ndarray:
         return np.arange(grid.lowest, grid.highest + 1).astype(np.int8)
     count = len(grid.levels) if isinstance(grid, Levels) else 2**grid.bits
     codes = np.arange(count).astype(np.uint8)
-    return codes[np.isfinite(np.asarray(grid.values(codes)))]
+    return codes[np.isfinite(values(grid, codes))]
 
 
 @EVERY_GRID
 def test_every_code_comes_back(grid):
     codes = codes_of(grid)
-    values = grid.values(jnp.asarray(codes))
-    assert values.dtype == jnp.float32
-    again = grid.round(values)
+    numbers = values(grid, codes)
+    assert numbers.dtype == np.float32
+    again = rounded(grid, numbers)
     assert again.dtype == codes.dtype
     np.testing.assert_array_equal(again, codes)
-    assert np.asarray(grid.inside(values)).all()
+    assert np.asarray(jax.jit(grid.inside)(numbers)).all()
     assert codes.max() < 2**grid.bits
 
 
 @EVERY_GRID
 def test_the_nearest_number_is_taken(grid):
-    values = np.asarray(grid.values(jnp.asarray(codes_of(grid))), np.float64)
+    numbers = values(grid, codes_of(grid)).astype(np.float64)
     rng = np.random.default_rng(0)
     x = (rng.uniform(-1.3, 1.3, 4000) * grid.largest).astype(np.float32)
     x = np.concatenate([x, (rng.normal(size=2000) * 10.0 ** rng.integers(-9, 3, 2000)).astype(np.float32)])
-    found = np.asarray(grid.values(grid.round(jnp.asarray(x))), np.float64)
-    least = np.abs(x[:, None].astype(np.float64) - values[None]).min(axis=1)
+    found = values(grid, rounded(grid, x)).astype(np.float64)
+    least = np.abs(x[:, None].astype(np.float64) - numbers[None]).min(axis=1)
     np.testing.assert_array_equal(np.abs(x - found), least)
 
 
@@ -72,7 +89,7 @@ def test_eager_and_compiled_agree_bit_for_bit(grid):
 def test_small_floats_are_those_of_the_standard(grid, dtype):
     codes = np.arange(2**grid.bits).astype(np.uint8)
     wanted = codes.view(dtype).astype(np.float32)
-    found = np.asarray(grid.values(jnp.asarray(codes)))
+    found = values(grid, codes)
     numbers = np.isfinite(wanted)
     assert found[numbers].tobytes() == wanted[numbers].tobytes()
     assert np.isnan(found[~numbers]).all()
@@ -82,12 +99,12 @@ def test_small_floats_are_those_of_the_standard(grid, dtype):
 @EVERY_STANDARD
 def test_small_floats_round_like_ml_dtypes_and_saturate(grid, dtype):
     rng = np.random.default_rng(2)
-    numbers = np.asarray(grid.values(jnp.asarray(codes_of(grid))))
+    numbers = values(grid, codes_of(grid))
     ties = (np.sort(numbers)[1:] + np.sort(numbers)[:-1]) / 2
     x = np.concatenate([rng.normal(size=5000) * 10.0 ** rng.integers(-9, 9, 5000), numbers, ties, [0, -0.0, 3e38]])
     x = np.concatenate([x, [np.inf, -np.inf, 1e-45, -1e-39]]).astype(np.float32)
     wanted = np.clip(x, -grid.largest, grid.largest).astype(dtype).view(np.uint8)
-    np.testing.assert_array_equal(grid.round(jnp.asarray(x)), wanted)
+    np.testing.assert_array_equal(rounded(grid, x), wanted)
 
 
 def test_nan_stays_visible_where_there_is_a_code_for_it():
@@ -98,7 +115,7 @@ def test_nan_stays_visible_where_there_is_a_code_for_it():
 @given(st.floats(-500, 500, width=32), st.sampled_from(list(GRIDS.values())))
 def test_rounding_keeps_the_order(x, grid):
     above = np.nextafter(np.float32(x), np.float32(np.inf))
-    low, high = np.asarray(grid.values(grid.round(jnp.array([x, above], jnp.float32))))
+    low, high = values(grid, rounded(grid, np.array([x, above], np.float32)))
     assert low <= high
 
 

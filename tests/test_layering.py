@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "core": {"tree", "encoded"},
     "combinators": {"core", "tree"},
     "pruning": {"core", "combinators", "tree", "encoded", "layout", "subbyte"},
-    "quantization": {"core", "combinators", "tree", "encoded", "grids", "layout"},
+    "quantization": {"core", "combinators", "tree", "encoded", "grids", "layout", "graph"},
     "sharing": {"core", "combinators", "tree", "encoded"},
     "low_rank": {"core", "combinators", "tree", "encoded"},
     "distillation": {"graph"},

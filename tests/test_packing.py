@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxopt_compress.encoded import Quantized
-from jaxopt_compress.grids import Integers
 from jaxopt_compress import grids
+from jaxopt_compress.encoded import Quantized
 from jaxopt_compress.export import packed_bytes, packing, stored
+from jaxopt_compress.grids import Integers
 
 INTEGERS = [name for name in packing.WIDTHS if "float" not in name]
 FLOATS = [name for name in packing.WIDTHS if "float" in name]

@@ -6,6 +6,11 @@ from jaxopt_compress.graph.groups import Group as Group
 from jaxopt_compress.graph.groups import Slices as Slices
 from jaxopt_compress.graph.narrowing import Narrowing as Narrowing
 from jaxopt_compress.graph.narrowing import removed_atoms as removed_atoms
+from jaxopt_compress.graph.program import bind as bind
+from jaxopt_compress.graph.rewriting import States as States
+from jaxopt_compress.graph.rewriting import rewrite as rewrite
+from jaxopt_compress.graph.sites import Site as Site
+from jaxopt_compress.graph.sites import sites as sites
 from jaxopt_compress.graph.trace import Graph as Graph
 from jaxopt_compress.graph.trace import trace as trace
 from jaxopt_compress.graph.uses import Use as Use

@@ -217,7 +217,7 @@ def _operation(eqn: jex.JaxprEqn, args: list[Value], env: dict[Any, Value], arou
 
 def _body(inner: jex.ClosedJaxpr, op: Op) -> Program:
     """Read a body. A loop may carry an input into any of its carries, which are therefore taken together."""
-    varies = [value.varies for value in _outside(inner.jaxpr, op)]
+    varies = [value.varies for value in entering(op, len(op.bodies))]
     any_ = any(value.varies for value in op.ins)
     carried = _carried(inner.jaxpr, op)
     ins = [
@@ -227,13 +227,13 @@ def _body(inner: jex.ClosedJaxpr, op: Op) -> Program:
     return _read(inner.jaxpr, inner.consts, ins, op.source)
 
 
-def _outside(body: jex.Jaxpr, op: Op) -> list[Value]:
-    """Return the values that enter a body, in its order."""
+def entering(op: Op, number: int) -> list[Value]:
+    """Return the values that enter the body of that number, in its order."""
     if op.name == "cond":
         return op.ins[1:]
     if op.name == "while":
         first, second = op.params["cond_nconsts"], op.params["body_nconsts"]
-        return op.ins[first:] if op.bodies else [*op.ins[:first], *op.ins[first + second :]]
+        return op.ins[first:] if number else [*op.ins[:first], *op.ins[first + second :]]
     return op.ins
 
 

@@ -6,13 +6,14 @@ the grid. `absmax` is the standard; the others trade the largest weights for the
 
 from collections.abc import Callable
 from functools import partial
-from math import prod
+from math import frexp, prod
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_compress import layout
-from jaxopt_compress.grids import Grid, Integers, power_of_two as exact_power
+from jaxopt_compress.grids import Grid, Integers
+from jaxopt_compress.grids import power_of_two as exact_power
 from jaxopt_compress.quantization import numerics
 from jaxopt_compress.quantization.numerics import Affine
 
@@ -43,7 +44,7 @@ def mean_absolute(w: jax.Array, shape: Shape, grid: Grid) -> Affine:
     Reference: Rastegari et al., "XNOR-Net: ImageNet classification using binary convolutional neural networks", 2016.
     """
     count = w.size / max(prod(shape), 1)
-    total = layout.reduce_runs(jnp.sum, jnp.abs(w.astype(jnp.promote_types(w.dtype, jnp.float32))), shape)
+    total = layout.reduce_runs(jnp.sum, jnp.abs(numerics.wide(w)), shape)
     return numerics.symmetric(total * (1 / count if count else 0), grid)
 
 
@@ -56,7 +57,7 @@ def power_of_two(w: jax.Array, shape: Shape, grid: Grid) -> Affine:
     """
     largest = _largest(w, shape)
     exponent = jnp.frexp(jnp.where(largest > 0, largest, 1).astype(jnp.float32))[1] - 1
-    top = int(jnp.frexp(jnp.float32(grid.largest))[1]) - 1
+    top = frexp(grid.largest)[1] - 1
     scale = jnp.where(largest > 0, exact_power(jnp.clip(exponent - top, -126, 127)), 1)
     return Affine(jnp.where(jnp.isfinite(largest), scale, jnp.nan))
 
@@ -74,7 +75,7 @@ def mse(norm: float = 2.0, steps: int = 100, shrink: float = 0.8) -> Fit:
         start = absmax(w, shape, grid)
 
         def error(affine: Affine) -> jax.Array:
-            off = jnp.abs(numerics.rounded(w, affine, grid).astype(start.scale.dtype) - w.astype(start.scale.dtype))
+            off = jnp.abs(numerics.wide(numerics.rounded(w, affine, grid)) - numerics.wide(w))
             return layout.reduce_runs(jnp.sum, off**norm, shape)
 
         def try_one(i, best):

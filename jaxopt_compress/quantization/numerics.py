@@ -28,7 +28,7 @@ class Affine(NamedTuple):
 
 def symmetric(largest: jax.Array, grid: Grid) -> Affine:
     """Map the largest absolute value to the largest number of the grid; scale 1 where it is 0 or too small for one."""
-    return Affine(_safe(_wide(largest) * (1 / grid.largest)))  # XLA would turn a division by a constant into this
+    return Affine(_safe(wide(largest) * (1 / grid.largest)))  # XLA would turn a division by a constant into this
 
 
 def asymmetric(low: jax.Array, high: jax.Array, grid: Integers) -> Affine:
@@ -37,7 +37,7 @@ def asymmetric(low: jax.Array, high: jax.Array, grid: Integers) -> Affine:
     Reference: Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only
     inference", 2018.
     """
-    low, high = jnp.minimum(_wide(low), 0), jnp.maximum(_wide(high), 0)
+    low, high = jnp.minimum(wide(low), 0), jnp.maximum(wide(high), 0)
     scale = _safe((high - low) * (1 / (grid.highest - grid.lowest)))
     zero = jnp.clip(grid.lowest - jnp.round(low * (1 / scale)), grid.lowest, grid.highest)
     return Affine(scale, zero.astype(jnp.int8))
@@ -75,5 +75,6 @@ def _safe(scale: jax.Array) -> jax.Array:
     return jnp.where(scale < jnp.finfo(scale.dtype).tiny, jnp.ones_like(scale), scale)
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def wide(x: jax.Array) -> jax.Array:
+    """Return floats in the dtype in which scales are computed: float32, and float64 for float64."""
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)

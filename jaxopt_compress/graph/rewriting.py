@@ -1,0 +1,172 @@
+"""The run of a program with some of its operations replaced, at whatever depth they stand.
+
+A replacement may keep a state: ranges that it reads, or statistics that it gathers. States go around like carries:
+through a scan over stacked layers each turn gets its own, through any other loop one state runs from turn to turn.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+from jax import lax
+
+from jaxopt_compress import tree
+from jaxopt_compress.graph.program import Op, Program, Value, bind, closed, program, scan_counts
+from jaxopt_compress.graph.sites import Site, sites_of
+
+States = dict[str, Any]
+Replace = Callable[[Site, Sequence[Any], Any], tuple[Sequence[Any], Any]]
+
+
+def rewrite(fn: Callable, names: Iterable[str], replace: Replace, learns: bool = False) -> Callable:
+    """Return a function with some contractions, convolutions or lookups of `fn` replaced.
+
+    It is traced anew whenever it is, for whatever shapes it is given, and can be differentiated, batched and compiled
+    like `fn`.
+
+    Args:
+      fn: `fn(params, *inputs)`, pure.
+      names: which sites, by the names that `sites` gives them.
+      replace: `(site, arguments, state) -> (results, state)`, instead of the operation.
+      learns: whether states change; where they do not, loops do not carry them.
+
+    Returns:
+      `run(params, states, *inputs) -> (outputs, states)`, with states by name. The states of a site in a scan over
+      stacked layers have the axes `site.stacked` in front.
+
+    Raises:
+      ValueError: (from the result) a site that the function does not have, or one in a function with a derivative of
+        its own, or in another primitive whose inside cannot be rewritten.
+    """
+    names = tuple(names)
+
+    def run(params: Any, states: States, *inputs: Any) -> tuple[Any, States]:
+        jaxpr, shapes = jax.make_jaxpr(fn, return_shape=True)(params, *inputs)
+        leaves = tree.leaves(params)
+        whole = program(jaxpr, len(leaves))
+        found = {site.name: site for site in sites_of(whole, tuple(leaves))}
+        absent = [name for name in names if name not in found]
+        if absent:
+            raise ValueError(f"`graph.rewrite`: {absent[0]!r} is no site of this function; it has {list(found)}.")
+        rewriting = _Rewriting([found[name] for name in names], replace, learns)
+        outs, after = rewriting.run(whole, [*leaves.values(), *jax.tree.leaves(inputs)], states)
+        return jax.tree.unflatten(jax.tree.structure(shapes), outs), after
+
+    return run
+
+
+@dataclass(eq=False)
+class _Rewriting:
+    """What is replaced, and by what.
+
+    Attributes:
+      sites: the operations to replace.
+      replace: `(site, arguments, state) -> (results, state)`.
+      learns: whether states change; where they do not, loops do not carry them.
+    """
+
+    sites: Sequence[Site]
+    replace: Replace
+    learns: bool = False
+    _held: dict[Op, tuple[str, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def by_op(self) -> Mapping[Op, Site]:
+        """The sites by their operation."""
+        return {site.op: site for site in self.sites}
+
+    def run(self, program: Program, args: Sequence[Any], states: States) -> tuple[list[Any], States]:
+        """Run a program; return what comes out, and the states of the sites after it."""
+        arrays: dict[Value, Any] = dict(zip(program.ins, args, strict=True))
+        states = dict(states)
+
+        def read(value: Value) -> Any:
+            return arrays.get(value, value.const)
+
+        for op in program.ops:
+            with op.eqn.ctx.manager:  # the mesh, the kind of device that it was written for
+                found, new = self._step(op, [read(value) for value in op.ins], states)
+            states.update(new)
+            arrays.update(zip(op.outs, found, strict=True))
+        return [read(value) for value in program.outs], states
+
+    def _step(self, op: Op, args: Sequence[Any], states: States) -> tuple[Sequence[Any], States]:
+        if op in self.by_op:
+            site = self.by_op[op]
+            found, new = self.replace(site, args, states.get(site.name))
+            return found, {site.name: new} if self.learns else {}
+        held = self._inside(op)
+        if not held:
+            return bind(op, args), {}
+        if op.name not in RUNS:
+            raise ValueError(
+                f"`graph.rewrite`: {held[0]!r} stands in `{op.name}` ({op.source}), whose inside cannot be rewritten."
+            )
+        return RUNS[op.name](self, op, args, {name: states[name] for name in held if name in states})
+
+    def _inside(self, op: Op) -> tuple[str, ...]:
+        """Return the names of the sites in the bodies of an operation."""
+        if op not in self._held:
+            inner = (each for body in op.bodies for each in body.walk())
+            self._held[op] = tuple(self.by_op[each].name for each in inner if each in self.by_op)
+        return self._held[op]
+
+
+def _scan(rewriting: _Rewriting, op: Op, args: Sequence[Any], states: States) -> tuple[Sequence[Any], States]:
+    consts, carries = scan_counts(op.eqn, closed(op.params["jaxpr"]).jaxpr)
+    end, p = consts + carries, op.params
+    layered = any(op in site.loops for site in rewriting.sites)  # every turn has states of its own
+    stacked, shared = (states, {}) if layered else ({}, states)
+
+    def step(carry, x):
+        kept, shared = carry
+        rest, own = x
+        found, new = rewriting.run(op.bodies[0], [*args[:consts], *kept, *rest], {**shared, **own})
+        after = {name: new[name] for name in shared} if rewriting.learns else shared
+        return (tuple(found[:carries]), after), (tuple(found[carries:]), {name: new[name] for name in own})
+
+    start, sequences = (tuple(args[consts:end]), shared), (tuple(args[end:]), stacked)
+    (last, after), (ys, own) = lax.scan(step, start, sequences, p["length"], reverse=p["reverse"], unroll=p["unroll"])
+    return [*last, *ys], {**after, **own}
+
+
+def _while(rewriting: _Rewriting, op: Op, args: Sequence[Any], states: States) -> tuple[Sequence[Any], States]:
+    first, second = op.params["cond_nconsts"], op.params["body_nconsts"]
+    test, body = op.bodies
+
+    def go_on(carry):
+        return rewriting.run(test, [*args[:first], *carry[0]], carry[1])[0][0]
+
+    def turn(carry):
+        found, new = rewriting.run(body, [*args[first : first + second], *carry[0]], carry[1])
+        return tuple(found), {name: new[name] for name in carry[1]}
+
+    found, after = lax.while_loop(go_on, turn, (tuple(args[first + second :]), states))
+    return list(found), after
+
+
+def _cond(rewriting: _Rewriting, op: Op, args: Sequence[Any], states: States) -> tuple[Sequence[Any], States]:
+    def branch(body: Program):
+        def run(held, *rest):
+            found, new = rewriting.run(body, rest, held)
+            return tuple(found), {name: new[name] for name in held}
+
+        return run
+
+    found, after = lax.switch(args[0], [branch(body) for body in op.bodies], states, *args[1:])
+    return list(found), after
+
+
+def _remat(rewriting: _Rewriting, op: Op, args: Sequence[Any], states: States) -> tuple[Sequence[Any], States]:
+    def block(held, *arrays):
+        found, new = rewriting.run(op.bodies[0], arrays, held)
+        return tuple(found), {name: new[name] for name in held}
+
+    kept = jax.checkpoint(block, policy=op.params["policy"], prevent_cse=op.params["prevent_cse"])
+    found, after = kept(states, *args)
+    return list(found), after
+
+
+RUNS = {"scan": _scan, "while": _while, "cond": _cond, "remat2": _remat, "checkpoint": _remat}

@@ -1,0 +1,157 @@
+"""Observers: the range of activations, from what was seen so far.
+
+An observer is three pure functions over a state of arrays, to be folded over batches, under `jit`, on a mesh or not.
+The scales of activations that are known beforehand cost no pass over them when the model runs.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.grids import Grid
+
+HALF = 1024  # bins of a histogram on either side of 0
+
+
+class Observer(NamedTuple):
+    """How the range of an activation is found.
+
+    Attributes:
+      init: `() -> state`, of nothing seen.
+      update: `(state, x) -> state`.
+      range: `(state, grid) -> (low, high)`; NaN while nothing was seen, so that a forgotten calibration shows.
+    """
+
+    init: Callable[[], Any]
+    update: Callable[[Any, jax.Array], Any]
+    range: Callable[[Any, Grid], tuple[jax.Array, jax.Array]]
+
+
+class Extremes(NamedTuple):
+    """The lowest and the highest number, float32 scalars; infinity and its negative before the first."""
+
+    low: jax.Array
+    high: jax.Array
+
+
+class Histogram(NamedTuple):
+    """How often numbers fell into bins around 0.
+
+    Attributes:
+      width: of a bin, a power of two; 0 before the first number.
+      counts: float32 of shape (2 * HALF,).
+    """
+
+    width: jax.Array
+    counts: jax.Array
+
+
+def minmax() -> Observer:
+    """Observe the lowest and the highest number there ever was."""
+
+    def update(state, x):
+        now = _extremes(x)
+        return Extremes(jnp.minimum(state.low, now.low), jnp.maximum(state.high, now.high))
+
+    return Observer(_unseen, update, _seen_range)
+
+
+def moving(decay: float = 0.99) -> Observer:
+    """Average the lowest and the highest number of each batch; the first batch counts in full.
+
+    Args:
+      decay: the weight of what was before; PyTorch's `averaging_constant` is `1 - decay`.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"`moving`: `decay` is at least 0 and below 1; got {decay}.")
+
+    def update(state, x):
+        now = _extremes(x)
+        mix = lambda old, new: jnp.where(jnp.isinf(old), new, old + (1 - decay) * (new - old))  # noqa: E731
+        mixed = Extremes(mix(state.low, now.low), mix(state.high, now.high))
+        return mixed if x.size else state
+
+    return Observer(_unseen, update, _seen_range)
+
+
+def percentile(q: float = 99.99) -> Observer:
+    """Observe a histogram; leave out what is rarest at either end.
+
+    Args:
+      q: the percentage of numbers that stay in range at each end, to the precision of a bin.
+    """
+    if not 50 < q <= 100:
+        raise ValueError(f"`percentile`: `q` is above 50 and at most 100; got {q}.")
+
+    def range_(state, grid):
+        del grid
+        reached = jnp.cumsum(state.counts) / jnp.sum(state.counts)
+        above = jnp.cumsum(state.counts[::-1])[::-1] / jnp.sum(state.counts)
+        low = jnp.argmax(reached > 1 - q / 100)  # the first bin that may not be left out
+        high = 2 * HALF - jnp.argmax((above > 1 - q / 100)[::-1])
+        edges = jnp.arange(-HALF, HALF + 1, dtype=jnp.float32) * state.width
+        return _seen(state, edges[low]), _seen(state, edges[high])
+
+    return Observer(_empty, _count, range_)
+
+
+def mse(steps: int = 64) -> Observer:
+    """Observe a histogram; take the symmetric range whose rounding has the least mean square error.
+
+    Args:
+      steps: how many ranges are tried.
+    """
+
+    def range_(state, grid):
+        middles = (jnp.arange(-HALF, HALF, dtype=jnp.float32) + 0.5) * state.width
+        largest = jnp.max(jnp.where(state.counts > 0, jnp.abs(middles), 0)) + state.width / 2
+        tops = largest * jnp.arange(1, steps + 1, dtype=jnp.float32) / steps
+
+        def error(top):
+            scale = jnp.maximum(top / grid.largest, jnp.finfo(jnp.float32).tiny)
+            return jnp.sum(state.counts * (grid.values(grid.round(middles / scale)) * scale - middles) ** 2)
+
+        top = tops[jnp.argmin(jax.lax.map(error, tops))]
+        return _seen(state, -top), _seen(state, top)
+
+    return Observer(_empty, _count, range_)
+
+
+def _unseen() -> Extremes:
+    return Extremes(jnp.float32(jnp.inf), jnp.float32(-jnp.inf))
+
+
+def _extremes(x: jax.Array) -> Extremes:
+    x = x.astype(jnp.float32)
+    return Extremes(jnp.min(x, initial=jnp.inf), jnp.max(x, initial=-jnp.inf))
+
+
+def _seen_range(state: Extremes, grid: Grid) -> tuple[jax.Array, jax.Array]:
+    del grid
+    seen = ~(state.low > state.high)
+    return jnp.where(seen, state.low, jnp.nan), jnp.where(seen, state.high, jnp.nan)
+
+
+def _empty() -> Histogram:
+    return Histogram(jnp.zeros(()), jnp.zeros(2 * HALF))
+
+
+def _seen(state: Histogram, edge: jax.Array) -> jax.Array:
+    return jnp.where(state.width > 0, edge, jnp.nan)
+
+
+def _count(state: Histogram, x: jax.Array) -> Histogram:
+    """Count numbers; where they are too large for the bins, these become wider by a power of two, and flow together."""
+    x = x.astype(jnp.float32).ravel()
+    largest = jnp.max(jnp.abs(x), initial=0)
+    fits = jnp.frexp(jnp.maximum(largest, jnp.finfo(jnp.float32).tiny * HALF * 4))[1] - (HALF.bit_length() - 1)
+    before = jnp.where(state.width > 0, jnp.frexp(jnp.where(state.width > 0, state.width, 1))[1] - 1, fits)
+    shift = jnp.clip(fits - before, 0, HALF.bit_length())
+    width = jnp.ldexp(jnp.float32(1), jnp.maximum(fits, before))
+    merged = ((jnp.arange(2 * HALF) - HALF) >> shift) + HALF
+    counts = jnp.zeros(2 * HALF).at[merged].add(state.counts)
+    here = jnp.clip(jnp.floor(x / width).astype(jnp.int32) + HALF, 0, 2 * HALF - 1)
+    broken = jnp.isnan(state.width) | ~jnp.isfinite(largest)  # and stays so
+    return Histogram(jnp.where(broken, jnp.nan, width if x.size else state.width), counts.at[here].add(1.0))

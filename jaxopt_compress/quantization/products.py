@@ -1,0 +1,163 @@
+"""Matrix products and convolutions as functions of their two operands, with what is to be known to scale them.
+
+A scale has the axes of its operand, of length 1 where the operand is summed over. `outward` turns it into an array that
+broadcasts with the output.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxopt_compress.graph import Site
+
+Axes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A `dot_general`; its output has the batch axes, then what is left of the first operand, then of the second.
+
+    Attributes:
+      contracting: the axes that are summed over, of each operand.
+      batch: the axes that go together, of each operand.
+      ndims: the number of axes, of each operand.
+      sharding: how the output is split over a mesh with explicit axes, if it is said.
+    """
+
+    contracting: tuple[Axes, Axes]
+    batch: tuple[Axes, Axes]
+    ndims: tuple[int, int]
+    sharding: Any = None
+
+    def __call__(self, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
+        """Multiply; the sums are of that dtype."""
+        numbers = (self.contracting, self.batch)
+        return lax.dot_general(a, b, numbers, preferred_element_type=dtype, out_sharding=self.sharding)
+
+    def summed(self, side: int) -> Axes:
+        """Return the axes of an operand that are summed over."""
+        return self.contracting[side]
+
+    def free(self, side: int) -> Axes:
+        """Return the axes of an operand that come out alone."""
+        taken = {*self.contracting[side], *self.batch[side]}
+        return tuple(axis for axis in range(self.ndims[side]) if axis not in taken)
+
+    def outward(self, side: int, scale: jax.Array) -> jax.Array:
+        """Lay out a scale like the output."""
+        order = (*self.batch[side], *self.free(side), *self.contracting[side])
+        scale, batch = lax.transpose(scale, order), len(self.batch[side])
+        mine, others = len(self.free(side)), len(self.free(1 - side))
+        sizes = scale.shape[: batch + mine]
+        ones = (1,) * others
+        return scale.reshape((*sizes, *ones) if side == 0 else (*sizes[:batch], *ones, *sizes[batch:]))
+
+    def transposed(self, side: int, g: jax.Array, other: jax.Array) -> jax.Array:
+        """Return the cotangent of an operand in float32, given that of the output and the other operand."""
+        batch, mine, others = len(self.batch[0]), self.free(side), self.free(1 - side)
+        rank = sorted(self.contracting[1 - side])  # what is left of the other operand, in its own order
+        paired = tuple(self.contracting[side][self.contracting[1 - side].index(axis)] for axis in rank)
+        start = batch + len(mine) if side == 0 else batch
+        places = tuple(range(start, start + len(others)))
+        left = tuple(axis for axis in range(batch, g.ndim) if axis not in places)
+        sizes = (*g.shape[:batch], *(g.shape[axis] for axis in left), *(other.shape[axis] for axis in rank))
+        found = _matrix_product(
+            _matrix(g, batch, left, places), _matrix(other, batch, rank, others, self.batch[1 - side])
+        )
+        order = (*self.batch[side], *mine, *paired)
+        return lax.transpose(found.reshape(sizes), [order.index(axis) for axis in range(self.ndims[side])])
+
+
+def _matrix(x: jax.Array, batch: int, rows: Sequence[int], columns: Sequence[int], first: Axes | None = None):
+    """View an array as matrices. XLA:CPU cannot run products of bfloat16 with several axes in place of one."""
+    first = tuple(range(batch)) if first is None else first
+    x = lax.transpose(x, (*first, *rows, *columns))
+    sizes = x.shape[:batch], x.shape[batch : batch + len(rows)], x.shape[batch + len(rows) :]
+    return x.reshape((*sizes[0], prod(sizes[1]), prod(sizes[2])))
+
+
+def _matrix_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Multiply `(..., m, k)` and `(..., n, k)`, in float32."""
+    batch = tuple(range(a.ndim - 2))
+    return lax.dot_general(a, b, (((a.ndim - 1,), (a.ndim - 1,)), (batch, batch)), preferred_element_type=jnp.float32)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A `conv_general_dilated`.
+
+    Attributes:
+      numbers: where batch, features and window stand in the two operands and in the output.
+      strides, padding, lhs_dilation, rhs_dilation, groups: as in JAX.
+    """
+
+    numbers: lax.ConvDimensionNumbers
+    strides: Axes
+    padding: tuple[tuple[int, int], ...]
+    lhs_dilation: Axes
+    rhs_dilation: Axes
+    groups: int
+
+    def __call__(self, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
+        """Convolve; the sums are of that dtype."""
+        return lax.conv_general_dilated(
+            *(a, b, self.strides, self.padding, self.lhs_dilation, self.rhs_dilation, self.numbers, self.groups),
+            preferred_element_type=dtype,
+        )
+
+    def summed(self, side: int) -> Axes:
+        """Return the axes of an operand that are summed over: of the input all but the batch."""
+        spec = self.numbers.lhs_spec if side == 0 else self.numbers.rhs_spec
+        return tuple(sorted(spec[1:]))
+
+    def outward(self, side: int, scale: jax.Array) -> jax.Array:
+        """Lay out a scale like the output."""
+        spec, out = (self.numbers.lhs_spec, self.numbers.rhs_spec)[side], self.numbers.out_spec
+        sizes = [1] * scale.ndim
+        sizes[out[side]] = scale.shape[spec[0]]
+        return scale.reshape(sizes)
+
+    def transposed(self, side: int, g: jax.Array, other: jax.Array, shape: Axes) -> jax.Array:
+        """Return the cotangent of an operand of some shape, all in float32: no other dtype has fast kernels on CPU."""
+        like = jax.ShapeDtypeStruct(shape, jnp.float32)
+        given = (lambda x: self(x, other, jnp.float32)) if side == 0 else (lambda x: self(other, x, jnp.float32))
+        return jax.linear_transpose(given, like)(g)[0]
+
+    def padded(self, a: jax.Array, filling: jax.Array) -> tuple["Conv", jax.Array]:
+        """Pad the input with a code that stands for 0; return the convolution that is left to do."""
+        config = [(0, 0, 0)] * a.ndim
+        for axis, (low, high), dilation in zip(self.numbers.lhs_spec[2:], self.padding, self.lhs_dilation):
+            config[axis] = (low, high, dilation - 1)
+        none = ((0, 0),) * len(self.padding)
+        rest = Conv(self.numbers, self.strides, none, (1,) * len(none), self.rhs_dilation, self.groups)
+        return rest, lax.pad(a, filling, config)
+
+
+def product(site: Site) -> Dot | Conv:
+    """Read a site.
+
+    Raises:
+      ValueError: a primitive that is no plain product, such as a ragged one.
+    """
+    p = site.op.params
+    if site.kind == "dot_general":
+        contracting, batch = p["dimension_numbers"]
+        pair: Any = lambda parts: tuple(map(tuple, parts))  # noqa: E731
+        first, second = site.shapes
+        return Dot(pair(contracting), pair(batch), (len(first), len(second)), p.get("out_sharding"))
+    if site.kind == "conv_general_dilated" and p["batch_group_count"] == 1:
+        strides, padding, lhs, rhs = (
+            tuple(p[name]) for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+        )
+        return Conv(p["dimension_numbers"], strides, padding, lhs, rhs, p["feature_group_count"])
+    raise ValueError(f"`quantize`: {site.name!r} is a `{site.kind}` ({site.op.source}), which cannot be rounded.")
+
+
+def runs(summed: Sequence[int], shape: Axes) -> int:
+    """Return how many entries go into one sum."""
+    return prod(shape[axis] for axis in summed)

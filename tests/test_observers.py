@@ -1,0 +1,116 @@
+"""Observers against naive references, whatever the batches are."""
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from jaxopt_compress.grids import Integers
+from jaxopt_compress.quantization import observers
+
+INT8 = Integers(8)
+EVERY = {
+    "minmax": observers.minmax(),
+    "moving": observers.moving(0.9),
+    "percentile": observers.percentile(99.0),
+    "mse": observers.mse(),
+}
+EVERY_OBSERVER = pytest.mark.parametrize("observer", EVERY.values(), ids=EVERY)
+
+
+def seen(observer, *batches):
+    state = observer.init()
+    for batch in batches:
+        state = observer.update(state, jnp.asarray(batch))
+    return tuple(float(edge) for edge in observer.range(state, INT8))
+
+
+def normal(*shape, seed=0, scale=1.0):
+    return (np.random.default_rng(seed).normal(size=shape) * scale).astype(np.float32)
+
+
+@given(st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=5), min_size=1, max_size=4))
+@settings(max_examples=15)
+def test_minmax_is_that_of_all(batches):
+    found = seen(EVERY["minmax"], *[np.array(batch, np.float32) for batch in batches])
+    whole = np.concatenate([np.array(batch, np.float32) for batch in batches])
+    assert found == (whole.min(), whole.max())
+
+
+def test_moving_is_the_recursion():
+    batches = [normal(7, seed=seed, scale=1 + seed) for seed in range(4)]
+    low, high = batches[0].min(), batches[0].max()
+    for batch in batches[1:]:
+        low, high = low + np.float32(0.1) * (batch.min() - low), high + np.float32(0.1) * (batch.max() - high)
+    np.testing.assert_allclose(seen(EVERY["moving"], *batches), (low, high), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 0.3, 1.0, 777.0, 1e9])
+def test_percentile_is_that_of_numpy_to_a_bin(scale):
+    x = np.abs(normal(20_000, scale=scale)) ** 1.3 * np.where(np.arange(20_000) % 4, 1, -0.5)
+    low, high = seen(EVERY["percentile"], x.astype(np.float32))
+    wanted = np.percentile(x, [1, 99])
+    bin_ = 2.0 ** np.ceil(np.log2(np.abs(x).max())) / observers.HALF
+    np.testing.assert_allclose((low, high), wanted, atol=1.5 * bin_)
+
+
+@pytest.mark.parametrize("name", ["minmax", "percentile", "mse"])
+def test_the_order_and_the_size_of_batches_do_not_matter(name):
+    parts = [normal(500, seed=1), normal(300, seed=2, scale=40.0), normal(900, seed=3, scale=0.01), normal(1, seed=4)]
+    found = {seen(EVERY[name], *order) for order in (parts, parts[::-1], [np.concatenate(parts)])}
+    if name == "minmax":
+        assert len(found) == 1
+    for one in found:
+        np.testing.assert_allclose(one, next(iter(found)), rtol=0.02)
+
+
+def test_the_range_of_least_error_beats_the_whole_range():
+    x = normal(50_000, seed=5)
+    x[0] = 60.0  # an outlier that would cost most codes
+    errors = []
+    for observer in (EVERY["minmax"], EVERY["mse"]):
+        scale = max(map(abs, seen(observer, x))) / 127
+        errors.append(np.mean((np.clip(np.rint(x / scale), -127, 127) * scale - x) ** 2))
+    assert errors[1] < 0.85 * errors[0]
+
+
+@EVERY_OBSERVER
+def test_states_fold_under_jit_scan_and_vmap(observer):
+    batches = jnp.asarray(normal(3, 40))
+    looped = observer.init()
+    for batch in batches:
+        looped = observer.update(looped, batch)
+    scanned = jax.jit(lambda x: jax.lax.scan(lambda s, b: (observer.update(s, b), None), observer.init(), x)[0])(
+        batches
+    )
+    jax.tree.map(np.testing.assert_array_equal, scanned, looped)
+    many = jax.vmap(lambda x: observer.update(observer.init(), x))(batches)
+    one = observer.update(observer.init(), batches[1])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b), many, one)
+
+
+@EVERY_OBSERVER
+def test_nothing_seen_and_nan_are_visible(observer):
+    assert np.isnan(seen(observer)).all()
+    assert np.isnan(seen(observer, np.zeros((0, 3), np.float32))).all()
+    assert np.isnan(seen(observer, np.array([1.0, np.nan], np.float32))).any()
+
+
+@EVERY_OBSERVER
+def test_constants_and_narrow_floats(observer):
+    for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):
+        low, high = seen(observer, jnp.full((64,), 0.5, dtype))
+        assert high == pytest.approx(0.5, rel=0.02)
+        assert low <= high
+    assert np.isfinite(seen(observer, np.zeros(9, np.float32))).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [(lambda: observers.moving(1.0), "`moving`: `decay`"), (lambda: observers.percentile(50), "`percentile`: `q`")],
+)
+def test_refusals(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
