@@ -99,6 +99,7 @@ def test_no_gradient_reaches_the_teacher():
     assert loss(jnp.asarray(2.0)) != loss(jnp.asarray(3.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("big", [1e4, 1e30])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_large_logits(big, temperature):

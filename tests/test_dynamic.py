@@ -58,6 +58,7 @@ def naive_rigl(w, g, mask, fraction) -> np.ndarray:
     return stay | best(np.abs(g), ~stay, moving)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sparsity", "fraction"), [(0.0, 0.3), (0.5, 0.3), (0.5, 1.0), (0.9, 0.0), (0.9, 0.3), (0.9, 1.0), (1.0, 0.3)]
 )

@@ -63,6 +63,7 @@ def test_against_a_naive_loop(shape, axes, dtype, bits):
     assert (stored.bits, stored.dtype, stored.scale.dtype) == (bits, np.dtype(dtype).name, np.float32)
 
 
+@pytest.mark.slow
 @BITS
 def test_halves_go_to_the_even_code(bits):
     top = 2 ** (bits - 1) - 1

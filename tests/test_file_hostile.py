@@ -73,6 +73,16 @@ def deep(depth: int) -> str:
 
 
 ONE = struct.pack("<f", 1)
+
+
+def gridded(grid, codes="uint4", code=b"\1", scale=(), zero=None, zero_shape=()):
+    """Return a file of version 2 with two codes on a grid."""
+    node = ["quantized", "float32", grid, array([2], dtype=codes), array(list(scale), dtype="float32")]
+    zeros = [] if zero is None else [array(list(zero_shape), dtype=zero)]
+    sections = [code, b"" if 0 in scale else ONE, *(b"\1" if zero == "int8" else ONE for _ in zeros)]
+    return forge({"a": [*node, *zeros]}, *sections, version=2)
+
+
 MIB = bytes(2**20)
 BOMB = deflate(bytes(9_000_000))  # 9 kB
 
@@ -120,7 +130,7 @@ HOSTILE = {
     "a JSON float": (forge(1.5), "the number 1.5"),
     "a huge int": (forge(None, text='{"version":1,"model":' + "9" * 5000 + "}"), "not the JSON"),
     "an int of 65 bits": (forge(2**64), "more than 64 bits"),
-    "version 2": (forge(1, version=2), "version is 2; this library reads version 1"),
+    "version 3": (forge(1, version=3), r"version is 3; this library reads \(1, 2\)"),
     "version true": (forge(1, version=True), "version is True"),
     "version of text": (forge(1, version="1"), "version is '1'"),
     "huge version": (forge(1, version=10**4000), "version is 1000000"),
@@ -195,14 +205,20 @@ HOSTILE = {
         "'a' has a mask of 0 ones",
     ),
     # stored forms
-    "code -128": (forge({"a": quantized(array([2], dtype="int8"))}, b"\x80\1", ONE), "'a' has the code -128"),
-    "code -8": (forge({"a": quantized(array([2], dtype="int4"))}, b"\x81", ONE), "'a' has the code -8"),
+    "code -128": (
+        forge({"a": quantized(array([2], dtype="int8"))}, b"\x80\1", ONE),
+        r"'a' has codes outside \[-127, 127\]",
+    ),
+    "code -8": (forge({"a": quantized(array([2], dtype="int4"))}, b"\x81", ONE), r"'a' has codes outside \[-7, 7\]"),
     "code -2, sparse": (
         forge({"a": quantized(sparse([4], 1, dtype="int2"))}, b"\1", b"\2", ONE),
-        "'a' has the code -2",
+        r"'a' has codes outside \[-1, 1\]",
     ),
     "codes of 9 bits": (forge({"a": quantized(array([1], dtype="int9"))}, b"ab", ONE), "unknown dtype 'int9'"),
-    "codes of uint4": (forge({"a": quantized(array([2], dtype="uint4"))}, b"a", ONE), "unknown dtype 'uint4'"),
+    "codes of uint4": (
+        forge({"a": quantized(array([2], dtype="uint4"))}, b"a", ONE),
+        "'a' has codes of 4 bits in uint8",
+    ),
     "codes of codes": (forge({"a": quantized(quantized(array([1])))}, b"a", ONE, ONE), "'a' is nothing"),
     "scale of codes": (
         forge({"a": quantized(array([1], dtype="int8"), ("int3", [], "dense", "raw"))}, b"a", b"b"),
@@ -232,8 +248,30 @@ HOSTILE = {
             b"\x80",
             ONE,
         ),
-        "'a' has the code -128",
+        r"'a' has codes outside \[-127, 127\]",
     ),
+    # stored forms on grids, of version 2
+    "grid of another width": (gridded(["floats", 2, 1, 0], "uint6"), "codes of 6 bits in uint8 for Floats"),
+    "grid of text": (gridded("nf4"), "a grid that is nothing this library knows"),
+    "grid of numbers": (gridded([4, 1]), "a grid that is nothing this library knows"),
+    "grid without an end": (gridded(["levels"]), "`Levels`: 2 to 256 ascending numbers"),
+    "grid of NaN": (gridded(["levels", "7ff8000000000000", "3ff0000000000000"]), "`Levels`"),
+    "grid that falls": (gridded(["levels", "3ff0000000000000", "0000000000000000"]), "`Levels`"),
+    "grid of no digits": (gridded(["levels", "zzzzzzzzzzzzzzzz", "3ff0000000000000"]), "a grid that is nothing"),
+    "grid of huge floats": (gridded(["floats", 10**30, 1, 0]), "`Floats`: an exponent"),
+    "grid of negative floats": (gridded(["floats", 4, -1, 0]), "`Floats`: an exponent"),
+    "grid of true floats": (gridded(["floats", True, 1, 0]), "a grid that is nothing"),
+    "grid of unsigned integers": (gridded(["integers", True]), "codes of 4 bits in uint8 for Integers"),
+    "code beyond the levels": (
+        gridded(["levels", *(struct.pack(">d", x).hex() for x in range(9))], code=b"\x99"),
+        r"'a' has codes outside \[0, 8\]",
+    ),
+    "zero point of floats": (gridded(["integers", False], "int4", zero="float32"), "a zero point in float32"),
+    "zero point of another shape": (
+        gridded(["integers", False], "int4", zero="int8", zero_shape=[1]),
+        "a zero point in",
+    ),
+    "scale of no run": (gridded(["integers", False], "int4", scale=[0]), r"scale of shape \(0,\)"),
 }
 
 

@@ -46,6 +46,7 @@ def channels(w: np.ndarray, shape: tuple[int, ...]):
 SHAPES = pytest.mark.parametrize("shape", [(1, 6), (8, 1), (1, 1), (4, 6), (2, 3)], ids=str)
 
 
+@pytest.mark.slow
 @SHAPES
 @pytest.mark.parametrize("bits", WHOLE)
 def test_minmax_against_a_naive_loop(shape, bits):
@@ -78,6 +79,7 @@ def test_one_sided_weights_gain_from_a_zero_point(bits):
     assert errors[1] < 0.5 * errors[0]
 
 
+@pytest.mark.slow
 @SHAPES
 def test_mse_against_a_naive_search(shape):
     w, grid, steps = normal(8, 6, seed=3), Integers(3), 50
@@ -183,6 +185,7 @@ def test_refusals(make, message):
 # The stored form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [Integers(2), Integers(3), Integers(4), grids.NF4, grids.BINARY, grids.E2M1], ids=str)
 @pytest.mark.parametrize("shape", [(8, 6), (5, 3), (7,), (2, 3, 4, 5)], ids=str)
 def test_codes_share_bytes(grid, shape):

@@ -77,6 +77,7 @@ def test_the_nearest_number_is_taken(grid):
     np.testing.assert_array_equal(np.abs(x - found), least)
 
 
+@pytest.mark.slow
 @EVERY_GRID
 def test_eager_and_compiled_agree_bit_for_bit(grid):
     x = jnp.asarray(np.random.default_rng(1).normal(size=999).astype(np.float32) * grid.largest / 2)

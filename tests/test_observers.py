@@ -56,6 +56,7 @@ def test_percentile_is_that_of_numpy_to_a_bin(scale):
     np.testing.assert_allclose((low, high), wanted, atol=1.5 * bin_)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["minmax", "percentile", "mse"])
 def test_the_order_and_the_size_of_batches_do_not_matter(name):
     parts = [normal(500, seed=1), normal(300, seed=2, scale=40.0), normal(900, seed=3, scale=0.01), normal(1, seed=4)]
@@ -76,6 +77,7 @@ def test_the_range_of_least_error_beats_the_whole_range():
     assert errors[1] < 0.85 * errors[0]
 
 
+@pytest.mark.slow
 @EVERY_OBSERVER
 def test_states_fold_under_jit_scan_and_vmap(observer):
     batches = jnp.asarray(normal(3, 40))

@@ -187,6 +187,7 @@ def test_sharded_masks_equal_those_of_one_device(pattern, spec, axis_type):
     assert sharded[0]["w"].sharding.is_equivalent_to(placed["w"].sharding, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("pattern", [blocks(2, 2), channels(), within(2), n_of_m(1, 2)])
 def test_empty_and_uncompressible_leaves(pattern, scope):

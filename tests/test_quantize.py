@@ -69,7 +69,11 @@ PRODUCTS: dict[str, tuple[Any, Any, Any]] = {
         normal(2, 4, 6),
     ),
 }
-EVERY_PRODUCT = pytest.mark.parametrize(("fn", "params", "x"), PRODUCTS.values(), ids=PRODUCTS)
+FAST = ("dense", "conv")  # in `make quick`
+EVERY_PRODUCT = pytest.mark.parametrize(
+    ("fn", "params", "x"),
+    [pytest.param(*case, id=name, marks=[] if name in FAST else pytest.mark.slow) for name, case in PRODUCTS.items()],
+)
 
 
 def site_of(fn, params, x):
@@ -224,6 +228,7 @@ def test_tied_tables_have_one_scale_a_row():
     np.testing.assert_allclose(q(table, q.init(), jnp.arange(4)), rounded[:4] @ rounded.T, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_narrow_models_stay_narrow(dtype):
     x, w = normal(4, 64, dtype=dtype), normal(64, 8, seed=1, dtype=dtype)
@@ -235,6 +240,7 @@ def test_narrow_models_stay_narrow(dtype):
     np.testing.assert_allclose(np.asarray(q(w, q.init(), x), np.float32), wide, atol=0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("grid", "bound"),
     [(grids.NF4, 0.12), (grids.E4M3, 0.04), (grids.E2M1, 0.2), (grids.BINARY, 0.9), (Integers(2), 0.7)],

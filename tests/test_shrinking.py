@@ -215,12 +215,14 @@ def normed():
     return fn, params, (normal(rng, 4, 5),)
 
 
+@pytest.mark.slow
 def test_recounting_is_what_a_module_of_the_new_width_does():
     fn, params, inputs = normed()
     small = shrinking.shrink(fn, params, *inputs, ratio=0.5, recount=True)
     np.testing.assert_allclose(small.fn(small.params, *inputs), fn(small.params, *inputs), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_new_statistics_shrink_with_their_channels():
     def train(variables, x):
         p, stats = variables["params"], variables["stats"]
@@ -288,6 +290,7 @@ def test_parameters_of_the_wrong_shape_or_structure_are_refused():
         small.fn({"dense_0": small.params["dense_0"]}, *inputs)
 
 
+@pytest.mark.slow
 def test_a_wrong_removal_would_be_found():
     """The oracle compares for real: with other parameters it raises."""
     from jaxopt_compress.shrinking.verify import difference

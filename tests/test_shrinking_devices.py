@@ -61,6 +61,7 @@ def trained(forward, params, x, ratio):
     return small, params, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_the_numbers_of_one_device(place):
     kind, specs, hidden, out = PLACES[place]

@@ -25,6 +25,7 @@ import reprlib
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -170,11 +171,11 @@ def fill(plan, sections: Sequence[Section]):
 
 
 def _fill(slot: Slot, sections: Sequence[Section]):
-    arrays = [packing.unpack(layout, own) for layout, own in slot.share(sections)]
+    parts = slot.share(sections)
     if slot.form is None:
-        return _placed(arrays)[0]
-    stored.check_codes(slot.form, arrays[0])
-    return slot.form.make(_placed(arrays))
+        return _placed([packing.unpack(*parts[0])])[0]
+    codes = packing.unpack(*parts[0], check=partial(stored.check_codes, slot.form))
+    return slot.form.make(_placed([codes, *(packing.unpack(layout, own) for layout, own in parts[1:])]))
 
 
 def _placed(arrays: list[np.ndarray]) -> list:

@@ -6,7 +6,7 @@ file_format.md` is the same in words that need no Python.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -109,8 +109,15 @@ def check_lengths(layout: Layout, stored: Sequence[int]) -> None:
             raise ValueError(f"has a deflated section of {got} bytes, which cannot hold {length}.")
 
 
-def unpack(layout: Layout, sections: Sequence[Section]) -> np.ndarray:
+def unpack(
+    layout: Layout, sections: Sequence[Section], check: Callable[[np.ndarray], None] = lambda stored: None
+) -> np.ndarray:
     """Read an array from its sections, which `check_lengths` has let through.
+
+    Args:
+      layout: of the array.
+      sections: one or two.
+      check: looks at the entries that are stored, before any room is made for the others.
 
     Raises:
       ValueError: sections that `pack` cannot have written.
@@ -119,6 +126,7 @@ def unpack(layout: Layout, sections: Sequence[Section]) -> np.ndarray:
     streams = zip(sections, layout.lengths, layout.deflated, strict=True)
     mask = None if layout.count is None else _mask(_inflate(*next(streams)), size, layout.count)
     values = _split(_inflate(*next(streams)), size if layout.count is None else layout.count, width)
+    check(_entries(values, replace(layout, shape=(values.size,))))
     if mask is None:
         return _entries(values, layout)
     patterns = np.zeros(size, values.dtype)

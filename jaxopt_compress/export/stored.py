@@ -1,5 +1,6 @@
 """The leaves of a model as arrays for a file, and stored forms as nodes of its manifest."""
 
+import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def form(dtype: str, found: Any, width: int) -> Form:
             grid = Integers(width, restricted)
         case ["floats", int(exponent), int(mantissa), int(reserved)] if bool not in map(type, found):
             grid = Floats(exponent, mantissa, reserved)
-        case ["levels", *digits] if all(type(level) is str and len(level) == 16 for level in digits):
+        case ["levels", *digits] if all(type(d) is str and re.fullmatch("[0-9a-f]{16}", d) for d in digits):
             grid = Levels(tuple(struct.unpack(">d", bytes.fromhex(level))[0] for level in digits))
         case _:
             raise ValueError(f"has a grid that is nothing this library knows: {str(found)[:80]}.")
