@@ -29,6 +29,7 @@ KEYS = {
     "refresh_pod": {"dynamic_pod_memory", "rigl_pod_bytes", "dynamic_pod_wires"},
     "structured": {"cnn_shrunk_50_error", "cnn_small_50_multiply_adds", "cnn_shrunk_50_cpu_128"},
     "widths": {"cnn_float32_8_time", "vit_float32_8_multiply_adds"},
+    "quantized_step": {"qat_mlp_step", "qat_vit_step", "qat_vit_memory", "qat_compile"},
     "graph_time": {"graph_seconds_10", "graph_seconds_per_layer_growth"},
     "tpu_aot": {"tpu_step_bytes", "tpu_mask_vs_sort", "pod_memory", "pod_compile"},
 }

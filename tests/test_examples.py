@@ -67,7 +67,7 @@ def test_examples_are_short(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["concepts", "optimizers", "pruning", "shrinking", "tpu"])
+@pytest.mark.parametrize("page", ["concepts", "optimizers", "pruning", "quantization", "shrinking", "tpu"])
 def test_pages_run(page):
     names, blocks = {}, code_blocks(f"docs/{page}.md")
     assert blocks
