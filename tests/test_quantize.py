@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
+import jaxopt_compress as jc
 from jaxopt_compress import graph, grids
 from jaxopt_compress.grids import Integers
 from jaxopt_compress.quantization import Scheme, fits, observers, quantize, schemes
@@ -167,6 +168,68 @@ def test_a_static_affine_dense_layer_against_plain_numpy_bit_for_bit():
     columns = np.abs(w).max(axis=0) * np.float32(1 / 127)
     right = np.rint(w * (np.float32(1) / columns)).astype(np.int64)
     np.testing.assert_array_equal(found, (left @ right).astype(np.float32) * (scale * columns))
+
+
+# What is stored
+
+SOME = Scheme(Integers(4), None, fit=fits.mse())
+
+
+@EVERY_PRODUCT
+@pytest.mark.parametrize("scheme", [schemes.weight_only(4), SOME, schemes.weight_only(4, group_size=3)], ids=str)
+def test_what_is_stored_is_what_products_see(fn, params, x, scheme):
+    if "g" in params or (scheme.group_size and params["w"].shape in ((3, 3, 4, 5), (3, 3, 1, 8), (3, 3, 2, 6))):
+        pytest.skip("no weight, or groups that do not divide")
+    q = quantize(fn, params, x, rules={"**": scheme})
+    state = q.weights.init(params)
+    decoded = jc.decode(q.weights.encode(params, state))
+    np.testing.assert_array_equal(decoded["w"], q.weights.apply(params, state)["w"])
+    assert (np.asarray(decoded["w"]) != np.asarray(params["w"])).any()
+    wanted = q(params, q.init(), x)
+    np.testing.assert_allclose(fn(decoded, x), wanted, atol=1e-6 * float(jnp.abs(wanted).max()))
+
+
+def test_weights_of_layers_in_a_scan_tied_tables_and_casts():
+    def fn(p, ids):
+        layer = lambda h, w: (jnp.tanh(h @ w.astype(h.dtype)), None)  # noqa: E731
+        h = jax.lax.scan(layer, p["table"][ids].astype(jnp.bfloat16), p["layers"])[0]
+        return h.astype(jnp.float32) @ p["table"].T
+
+    params, ids = {"table": normal(11, 6), "layers": normal(3, 6, 6, seed=1)}, jnp.arange(5)
+    q = quantize(fn, params, ids, rules={"**": schemes.weight_only(4)})
+    state = q.weights.init(params)
+    assert (state["table"].scale.shape, state["layers"].scale.shape) == ((11, 1), (3, 1, 6))
+    seen = fn(jc.decode(q.weights.encode(params, state)), ids)
+    np.testing.assert_allclose(seen, q(params, q.init(), ids), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_chain_with_pruning_and_are_saved(tmp_path):
+    fn, _, x = PRODUCTS["dense"]
+    params = {"w": normal(6, 5, seed=7)}
+    q = quantize(fn, params, x, rules={"**": schemes.weight_only(4)})
+    t = jc.chain(jc.pruning.prune(jc.pruning.magnitude, 0.5), q.weights)
+    state = t.update(params, t.init(params), step=0)
+    jc.export.save(tmp_path / "model.jc", t.encode(params, state))
+    loaded = jc.decode(jc.export.load(tmp_path / "model.jc"))
+    np.testing.assert_array_equal(loaded["w"], t.apply(params, state)["w"])
+    assert (np.asarray(loaded["w"]) == 0).sum() >= 15
+    np.testing.assert_allclose(fn(loaded, x), q(t.apply(params, state), q.init(), x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fn", "scheme", "message"),
+    [
+        (lambda p, x: x @ (2 * p["w"]), schemes.weight_only(4), "'w' is computed with before its product"),
+        (lambda p, x: (x @ p["w"]) @ p["w"].T, schemes.weight_only(4), "'w' has several products, which round it diff"),
+        (lambda p, x: x[:, :3] @ p["w"].reshape(3, 10), schemes.weight_only(4), "axis 0 of 'w' is partly summed over"),
+    ],
+    ids=["computed", "both ways", "cut"],
+)
+def test_weights_that_cannot_be_stored(fn, scheme, message):
+    q = quantize(fn, {"w": normal(6, 5)}, normal(4, 6), rules={"**": scheme})
+    assert np.isfinite(q({"w": normal(6, 5)}, q.init(), normal(4, 6))).all()  # but they can be trained
+    with pytest.raises(ValueError, match=message):
+        _ = q.weights
 
 
 # Models

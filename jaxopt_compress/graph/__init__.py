@@ -11,6 +11,8 @@ from jaxopt_compress.graph.rewriting import States as States
 from jaxopt_compress.graph.rewriting import rewrite as rewrite
 from jaxopt_compress.graph.sites import Site as Site
 from jaxopt_compress.graph.sites import sites as sites
+from jaxopt_compress.graph.sites import sites_of as sites_of
 from jaxopt_compress.graph.trace import Graph as Graph
+from jaxopt_compress.graph.trace import struct as struct
 from jaxopt_compress.graph.trace import trace as trace
 from jaxopt_compress.graph.uses import Use as Use

@@ -11,6 +11,7 @@ from jaxopt_compress.graph.cost import CONTRACTIONS
 from jaxopt_compress.graph.program import Op, Program, Value, closed, entering, program, scan_counts
 
 CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "convert_element_type", "slice", "rev", "copy")
 Owners = dict[Value, frozenset[int]]
 
 
@@ -24,6 +25,7 @@ class Site:
       op: the operation.
       weight: which operand depends on parameters alone; None if there is none.
       path: the parameter, the largest if that operand is computed from several; "" if there is none.
+      moved: whether that operand is the parameter itself, rearranged and cast at most.
       loops: the scans around it that run over stacked parameters, the outermost first.
       closed_in: the user's line of a function with a derivative of its own around it; "" if there is none.
     """
@@ -32,6 +34,7 @@ class Site:
     op: Op
     weight: int | None
     path: str
+    moved: bool = False
     loops: tuple[Op, ...] = ()
     closed_in: str = ""
 
@@ -67,8 +70,8 @@ def sites_of(whole: Program, paths: Sequence[str]) -> tuple[Site, ...]:
     """List the contractions and convolutions, and the lookups in parameters, in the order of the program."""
     sizes = {place: value.aval.size for place, value in enumerate(whole.ins[: len(paths)])}
     owners: Owners = {value: frozenset([place]) for place, value in enumerate(whole.ins[: len(paths)])}
-    found, counts = [], dict[str, int]()
-    for op, loops, around in _walk(whole, owners):
+    found, counts, plain = [], dict[str, int](), set(owners)
+    for op, loops, around in _walk(whole, owners, plain):
         weights = [side for side, value in enumerate(op.ins[:2]) if owners.get(value) and not value.varies]
         if op.name not in (*CONTRACTIONS, "gather") or not any(value.varies for value in op.ins):
             continue
@@ -79,24 +82,39 @@ def sites_of(whole: Program, paths: Sequence[str]) -> tuple[Site, ...]:
         base = op.name if leaf is None else paths[leaf]
         number = counts[base] = counts.get(base, 0) + 1
         name = f"{op.name}[{number - 1}]" if leaf is None else base + (f"#{number}" if number > 1 else "")
-        found.append(Site(name, op, weight, "" if leaf is None else base, loops, around))
+        moved = weight is not None and op.ins[weight] in plain
+        found.append(Site(name, op, weight, "" if leaf is None else base, moved, loops, around))
     return tuple(found)
 
 
 def _walk(
-    program: Program, owners: Owners, loops: tuple[Op, ...] = (), around: str = ""
+    program: Program, owners: Owners, plain: set[Value], loops: tuple[Op, ...] = (), around: str = ""
 ) -> Iterator[tuple[Op, tuple[Op, ...], str]]:
-    """Yield every operation with what is around it, and note which parameters each value comes from."""
+    """Yield every operation with what is around it; note which parameters each value comes from, and if unchanged."""
     for op in program.ops:
         yield op, loops, around
         mine = frozenset().union(*(owners.get(value, frozenset()) for value in op.ins))
         owners.update((out, mine) for out in op.outs)
+        if op.name in MOVES and op.ins[0] in plain:
+            plain.update(op.outs)
         inside = (*loops, op) if _over_layers(op, owners) else loops
         custom = around or (op.source if op.name in CUSTOM else "")
         for number, body in enumerate(op.bodies):
-            for value, outer in zip(body.ins, entering(op, number)):
+            for place, (value, outer) in enumerate(zip(body.ins, entering(op, number))):
                 owners[value] = owners.get(outer, frozenset())
-            yield from _walk(body, owners, inside, custom)
+                if outer in plain and not _is_carried(op, number, place):
+                    plain.add(value)
+            yield from _walk(body, owners, plain, inside, custom)
+
+
+def _is_carried(op: Op, number: int, place: int) -> bool:
+    """Tell whether an input of a body changes from turn to turn."""
+    if op.name == "while":
+        return place >= op.params["body_nconsts" if number else "cond_nconsts"]
+    if op.name == "scan":
+        consts, carries = scan_counts(op.eqn, closed(op.params["jaxpr"]).jaxpr)
+        return consts <= place < consts + carries
+    return False
 
 
 def _over_layers(op: Op, owners: Owners) -> bool:

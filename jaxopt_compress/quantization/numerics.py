@@ -4,7 +4,7 @@
 rounding boundaries. `round` is half to even. A zero point is added after rounding, as in PyTorch.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +58,10 @@ def encode(w: jax.Array, affine: Affine, grid: Grid) -> Quantized:
     return Quantized.of(codes(w, affine, grid), affine.scale, grid, w.dtype.name, affine.zero_point)
 
 
-def rounded(w: jax.Array, affine: Affine, grid: Grid) -> jax.Array:
-    """Return what `encode` decodes to, without packing the codes in between."""
-    return Quantized(codes(w, affine, grid), affine.scale, affine.zero_point, grid, w.dtype.name).decode()
+def rounded(w: jax.Array, affine: Affine, grid: Grid, dtype: Any = None) -> jax.Array:
+    """Return what `encode` decodes to, without packing the codes in between; in another dtype if one is given."""
+    name = jnp.dtype(dtype or w.dtype).name
+    return Quantized(codes(w, affine, grid), affine.scale, affine.zero_point, grid, name).decode()
 
 
 def _shifted(w: jax.Array, affine: Affine) -> jax.Array:

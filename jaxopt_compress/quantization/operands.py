@@ -58,7 +58,7 @@ def _weight(site: Site, how: Dot | Conv, side: int, w: jax.Array, scheme: Scheme
 
 
 def _grouped_axis(how: Dot | Conv, side: int) -> int:
-    return how.numbers.rhs_spec[1] if isinstance(how, Conv) else how.contracting[side][-1]
+    return how.numbers.rhs_spec[1] if isinstance(how, Conv) else max(how.contracting[side])
 
 
 def _groups(site: Site, length: int, group_size: int) -> int:

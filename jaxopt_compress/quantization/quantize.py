@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxopt_compress import graph, tree
+from jaxopt_compress.core import ParamTransform
 from jaxopt_compress.graph import Site
-from jaxopt_compress.quantization import operands, report
+from jaxopt_compress.quantization import operands, report, storage
 from jaxopt_compress.quantization.products import product
 from jaxopt_compress.quantization.rounded import multiply
 from jaxopt_compress.quantization.schemes import Scheme
@@ -23,12 +25,14 @@ class Quantization:
 
     Attributes:
       fn: the function as it was.
+      shapes: of the parameters and the inputs that it was read with.
       sites: its products and lookups.
       schemes: how they are rounded, by name; those that are not listed stay in floats.
       integers: whether products are done in integers wherever they can be.
     """
 
     fn: Callable
+    shapes: tuple[Any, ...]
     sites: tuple[Site, ...]
     schemes: Mapping[str, Scheme]
     integers: bool = True
@@ -44,6 +48,17 @@ class Quantization:
     def observe(self, params: Any, ranges: graph.States, *inputs: Any) -> graph.States:
         """Run the function as it was, and fold what its activations are into the ranges."""
         return self._observe(params, ranges, *inputs)[1]
+
+    @cached_property
+    def weights(self) -> ParamTransform:
+        """The same rounding of the weights as a transform of the parameters, to store them and to chain it with others.
+
+        What it decodes to is what the products see, bit for bit.
+
+        Raises:
+          ValueError: a parameter that is computed with before its product, or one whose products round it differently.
+        """
+        return storage.transform(graph.trace(self.fn, *self.shapes), self.schemes)
 
     @property
     def rounded_sites(self) -> tuple[Site, ...]:
@@ -107,7 +122,8 @@ def quantize(fn: Callable, params: Any, *inputs: Any, rules: Rules, integers: bo
     for site in found:
         if site.name in schemes:
             _check(site, schemes[site.name])
-    return Quantization(fn, found, schemes, integers)
+    shapes = jax.tree.map(lambda leaf: graph.struct(leaf, "an argument"), (params, *inputs))
+    return Quantization(fn, shapes, found, schemes, integers)
 
 
 def _match(sites: Sequence[Site], rules: Rules) -> dict[str, Scheme]:

@@ -128,12 +128,13 @@ def in_floats(product: Product, a: jax.Array, b: jax.Array, roundings: Roundings
     return product(parts[0], parts[1], _sums(dtype)).astype(dtype)
 
 
-def straight_through(x: jax.Array, rounding: Rounding) -> jax.Array:
-    """Round; the gradient is 1 in range, and 0 where clipped."""
+def straight_through(x: jax.Array, rounding: Rounding, as_dtype: Any = None) -> jax.Array:
+    """Round, after a cast if one is given; the gradient is 1 in range, and 0 where clipped."""
     grid, clips = rounding.grid, rounding.clips
     affine = jax.tree.map(jax.lax.stop_gradient, rounding.affine)
-    learns = jnp.where(numerics.in_range(x, affine, grid), x, jax.lax.stop_gradient(x)) if clips else x
-    return passthrough(learns, jax.lax.stop_gradient(numerics.rounded(x, affine, grid)))
+    seen = x if as_dtype is None else x.astype(as_dtype)
+    learns = jnp.where(numerics.in_range(seen, affine, grid), x, jax.lax.stop_gradient(x)) if clips else x
+    return passthrough(learns, jax.lax.stop_gradient(numerics.rounded(seen, affine, grid, x.dtype)))
 
 
 def _sums(dtype: Any) -> Any:
