@@ -87,6 +87,7 @@ def test_erk_densities_of_lenet():
     assert full["fc3"] == 1000  # over dense, so that the others share the rest
 
 
+@pytest.mark.slow
 def test_what_the_allocations_are():
     assert uniform("w", (3, 3, 8, 4)) == 1
     assert er("w", (3, 3, 8, 4)) == 12 / 32

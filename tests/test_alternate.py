@@ -108,6 +108,7 @@ def test_alternate_works_with_tree_map_params():
     assert found.inner[0][0].trace == found.inner[1][0].mu == found.inner[1][0].nu == names
 
 
+@pytest.mark.slow
 def test_alternate_composes_with_optax():
     tx: Any = optax.MultiSteps(optax.chain(optax.clip(1.0), alternate(fo.sgd(0.1), fo.sgd(0.2))), 2)
     state, params, path = tx.init(jnp.float32(0)), jnp.float32(0), []

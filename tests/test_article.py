@@ -54,6 +54,7 @@ def test_draws_the_data_of_the_article(program):
     np.testing.assert_allclose(program.loss_fn(init, x, y), keras[0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_another_epsilon_convention_does_not_follow_keras(program, monkeypatch):
     monkeypatch.setattr(program, "adam", lambda rate, eps, eps_hat: adam(rate, eps=eps, eps_hat=not eps_hat))
     init, keras = [np.load(KERAS)[f"init{i}"] for i in range(4)], np.load(KERAS)["loss"]

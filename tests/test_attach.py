@@ -158,6 +158,7 @@ def test_removed_weights_are_exact_zeros_after_every_step(build, dtype):
     assert_exact_zeros(attach(build(), scripted()), start(dtype))
 
 
+@pytest.mark.slow
 @DTYPES
 def test_weights_that_a_search_removes_are_exact_zeros_after_every_step(dtype):
     assert_exact_zeros(attach(ADAM, moving()), start(dtype))
@@ -363,6 +364,7 @@ def test_refusals_name_the_call():
         tx.encode(params, (tx.init(params), tx.init(params)))
 
 
+@pytest.mark.slow
 def test_integer_and_missing_leaves_pass_through():
     params = {"kernel": jnp.ones((4, 4)), "none": None, "table": jnp.arange(3)}
     tx = attach(optax.masked(ADAM, {"kernel": True, "none": None, "table": False}), prune(magnitude, 0.5))

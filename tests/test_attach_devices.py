@@ -166,7 +166,8 @@ RUNS = {"jit": (run_jit, "train_step"), "scan": (run_scan, "whole"), "pmap": (ru
 RUNS |= {"sharded": (run_sharded, "train_step")}
 
 
-@pytest.mark.parametrize("name", ["jit", *(pytest.param(n, marks=SLOW) for n in ("scan", "pmap", "sharded"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_one_compilation_for_a_whole_run(name):
     run, program = RUNS[name]
     state, loss, compiled = run()

@@ -98,6 +98,7 @@ def test_packed_masks_are_sharded_like_the_weight(shape, spec, axis_type):
     assert kept.sharding.is_equivalent_to(sharding, 2)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 40))
 def test_padding_bits_are_zero(size):
     packed = np.asarray(bits.pack(np.ones(size, bool)))

@@ -227,6 +227,7 @@ def test_stacked_equals_a_loop_over_layers(t):
         assert same_bits(together, (t.apply(layer, alone), t.encode(layer, alone)))
 
 
+@pytest.mark.slow
 def test_stacked_slices_the_grads_and_nothing_else():
     seen = {}
 

@@ -75,6 +75,7 @@ def test_rigl_is_the_naive_one(sparsity, fraction):
         np.testing.assert_array_equal(after[path], naive_rigl(w, g, mask, fraction))
 
 
+@pytest.mark.slow
 def test_set_drops_the_smallest_and_grows_anywhere():
     t = jc.select(KERNELS, set_(KEY, 0.8, 0.5))
     params = t.apply(PARAMS, t.init(PARAMS))

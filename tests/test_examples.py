@@ -54,6 +54,7 @@ def test_shrink_example_keeps_accuracy():
     assert found["retrained"][1] > found["dense"][1] - 0.03
 
 
+@pytest.mark.slow
 def test_save_load_example(tmp_path):
     dense, size = save_load.main(str(tmp_path / "model.jc"))
     assert size == (tmp_path / "model.jc").stat().st_size
@@ -109,6 +110,7 @@ def test_readme_is_the_first_thing_a_user_reads():
     assert "Unrelated to the `jaxopt` package" in lines[1]
 
 
+@pytest.mark.slow
 def test_module_runs_from_the_command_line(tmp_path):
     command = [sys.executable, "-m", "examples.save_load", str(tmp_path / "m.jc")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

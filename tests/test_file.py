@@ -151,6 +151,7 @@ def test_other_containers_become_dictionaries(path, model, plain):
     assert bits(export.load(path, like=model)) == bits(model)
 
 
+@pytest.mark.slow
 def test_the_stored_form_of_a_transform_decodes_to_what_was_trained(path):
     params = nn.Dense(30).init(jax.random.key(0), jnp.ones((1, 20)))
     compress = core.select("**/kernel", fake_quantize(bits=4))
@@ -178,6 +179,7 @@ def nnx_state():
     return nnx.state(nnx.Linear(6, 4, rngs=nnx.Rngs(0)), nnx.Param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [equinox_net, nnx_state, lambda: FrozenDict(mlp(jnp.ones)), lambda: mlp(jnp.ones)])
 @pytest.mark.parametrize("abstract", [False, True])
 def test_like_gives_the_structure_back(path, make, abstract):

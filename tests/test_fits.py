@@ -114,6 +114,7 @@ MX = {"fp8": (grids.E4M3, 8), "fp8_wide": (grids.E5M2, 15), "fp6": (grids.E3M2, 
 MX |= {"fp4": (grids.E2M1, 2), "int8": (Integers(8), 6)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grid", "top"), MX.values(), ids=MX)
 def test_power_of_two_is_the_mx_format(grid, top):
     w = normal(64, 4, seed=6) * np.float32(3.7)
@@ -131,6 +132,7 @@ def test_power_of_two_is_the_mx_format(grid, top):
     np.testing.assert_array_equal(stored.decode(), (values * np.repeat(wanted, 32, axis=0)).astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", [Integers(4), grids.NF4, grids.E2M1], ids=["int4", "nf4", "e2m1"])
 def test_groups_lose_less_than_channels(grid):
     w = {"kernel": jnp.asarray(normal(256, 8, seed=7) * np.exp(normal(256, 1, seed=8)))}

@@ -113,6 +113,7 @@ def test_nan_stays_visible_where_there_is_a_code_for_it():
         assert np.isnan(grid.values(grid.round(jnp.array([jnp.nan])))).all()
 
 
+@pytest.mark.slow
 @given(st.floats(-500, 500, width=32), st.sampled_from(list(GRIDS.values())))
 def test_rounding_keeps_the_order(x, grid):
     above = np.nextafter(np.float32(x), np.float32(np.inf))

@@ -44,6 +44,7 @@ def best(scores, number: int) -> np.ndarray:
     return mask.reshape(scores.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scores_rate", [1.0, optax.linear_schedule(1.0, 0.25, 3)], ids=["constant", "schedule"])
 def test_movement_is_that_of_the_paper(scores_rate):
     """Scores learn by the dense gradient times the frozen weight; weights by the masked gradient."""

@@ -47,6 +47,7 @@ def test_moving_is_the_recursion():
     np.testing.assert_allclose(seen(EVERY["moving"], *batches), (low, high), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-6, 0.3, 1.0, 777.0, 1e9])
 def test_percentile_is_that_of_numpy_to_a_bin(scale):
     x = np.abs(normal(20_000, scale=scale)) ** 1.3 * np.where(np.arange(20_000) % 4, 1, -0.5)
@@ -100,6 +101,7 @@ def test_nothing_seen_and_nan_are_visible(observer):
     assert np.isnan(seen(observer, np.array([1.0, np.nan], np.float32))).any()
 
 
+@pytest.mark.slow
 @EVERY_OBSERVER
 def test_constants_and_narrow_floats(observer):
     for dtype in (jnp.bfloat16, jnp.float16, jnp.float32):

@@ -125,6 +125,7 @@ NAIVE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("learning_rate", "dtype"), [(0.1, "float64"), (falling, "float32")])
 @pytest.mark.parametrize("case", NAIVE)
 def test_follows_a_naive_loop(case, learning_rate, dtype):

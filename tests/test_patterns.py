@@ -114,6 +114,7 @@ def test_channels(axis, shape):
     np.testing.assert_array_equal(mask, np.broadcast_to(np.expand_dims(want, others), shape))
 
 
+@pytest.mark.slow
 def test_heads_and_neighbouring_channels_go_together():
     w = normal(5, 12)
     norms = np.linalg.norm(w.reshape(5, 3, 4), axis=(0, 2))
@@ -123,6 +124,7 @@ def test_heads_and_neighbouring_channels_go_together():
     assert jax.tree.leaves(prune(magnitude, 0.5, pattern=heads(3)).init({"w": jnp.asarray(w)}))[0].shape == (1,)
 
 
+@pytest.mark.slow
 def test_units_are_ranked_by_norms_whose_squares_overflow():
     for scale in (1e-30, 1.0, 1e30):
         w = scale * np.array([[3, 1, 2], [4, 1, 5]], np.float32)

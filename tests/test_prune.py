@@ -132,6 +132,7 @@ def test_zero_channels_are_pruned_first_and_stay_zero():
     assert zeros(pruned({"w": w}, sparsity=0.0)["w"]) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("bad", [jnp.nan, -jnp.nan])
 def test_nan_is_pruned_first_and_does_not_leak(bad, scope):
@@ -168,6 +169,7 @@ def test_the_gradient_is_masked():
         np.testing.assert_array_equal(slope, jnp.where(kept[path] == 0, 0, jnp.cos(weights[path])), err_msg=path)
 
 
+@pytest.mark.slow
 def test_held_weights_need_no_copy():
     t = prune(magnitude, 0.5)
     params = {"w": normal(8, 6), "v": normal(5)}
@@ -194,6 +196,7 @@ def filters(params, grads, **extra):
     return jax.tree.map(lambda w, g: jnp.broadcast_to(norm(w) * norm(g), w.shape), params, grads)
 
 
+@pytest.mark.slow
 def test_a_criterion_of_ones_own():
     grads = {"w": normal(8, 6, seed=3), "v": normal(6, 4, seed=4)}
     params = {"w": normal(8, 6), "v": normal(6, 4, seed=1)}

@@ -70,7 +70,7 @@ PRODUCTS: dict[str, tuple[Any, Any, Any]] = {
         normal(2, 4, 6),
     ),
 }
-FAST = ("dense", "conv")  # in `make quick`
+FAST = ("dense",)  # in `make quick`
 EVERY_PRODUCT = pytest.mark.parametrize(
     ("fn", "params", "x"),
     [pytest.param(*case, id=name, marks=[] if name in FAST else pytest.mark.slow) for name, case in PRODUCTS.items()],
@@ -120,6 +120,7 @@ def test_integers_and_floats_give_the_same(fn, params, x, scheme):
     assert np.asarray(whole(params, ranges, x)).tobytes() == np.asarray(one).tobytes()  # eager == jit
 
 
+@pytest.mark.slow
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", [Scheme(), AFFINE], ids=["dynamic", "affine"])
 def test_the_gradient_of_integers_is_that_of_rounded_floats(fn, params, x, scheme):
@@ -175,8 +176,11 @@ def test_a_static_affine_dense_layer_against_plain_numpy_bit_for_bit():
 SOME = Scheme(Integers(4), None, fit=fits.mse())
 
 
+@pytest.mark.slow
 @EVERY_PRODUCT
-@pytest.mark.parametrize("scheme", [schemes.weight_only(4), SOME, schemes.weight_only(4, group_size=3)], ids=str)
+@pytest.mark.parametrize(
+    "scheme", [schemes.weight_only(4), SOME, schemes.weight_only(4, group_size=3)], ids=["int4", "mse", "groups"]
+)
 def test_what_is_stored_is_what_products_see(fn, params, x, scheme):
     if "g" in params or (scheme.group_size and params["w"].shape in ((3, 3, 4, 5), (3, 3, 1, 8), (3, 3, 2, 6))):
         pytest.skip("no weight, or groups that do not divide")
@@ -189,6 +193,7 @@ def test_what_is_stored_is_what_products_see(fn, params, x, scheme):
     np.testing.assert_allclose(fn(decoded, x), wanted, atol=1e-6 * float(jnp.abs(wanted).max()))
 
 
+@pytest.mark.slow
 def test_weights_of_layers_in_a_scan_tied_tables_and_casts():
     def fn(p, ids):
         layer = lambda h, w: (jnp.tanh(h @ w.astype(h.dtype)), None)  # noqa: E731

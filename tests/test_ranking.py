@@ -172,6 +172,7 @@ def test_operands_of_two_arrays_and_one_compilation():
     assert ranking.top_k_masks._cache_size() == size + 1
 
 
+@pytest.mark.slow
 @BY_CUT
 def test_vmap(cut):
     arrays = np.random.default_rng(0).choice([0.0, 1.0, 2.0, np.nan], (4, 30)).astype(np.float32)
@@ -212,6 +213,7 @@ def adversaries() -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", adversaries())
 def test_a_misled_guess_costs_few_passes(name):
     keys = adversaries()[name]

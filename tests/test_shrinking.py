@@ -127,6 +127,7 @@ def test_choices_that_make_no_sense_are_refused():
         shrinking.choose(traced, {"dense_0": {"kernel": np.ones(3)}}, ratio=0.5)
 
 
+@pytest.mark.slow
 def test_groups_that_leak_are_left_alone_unless_asked():
     fn, params, inputs = BY_NAME["exotic_noise_added"].make()
     traced = graph.trace(fn, params, *inputs)
@@ -178,6 +179,7 @@ def test_the_smaller_function_is_traced_once_for_each_shape():
     assert calls == [(7, 5)]
 
 
+@pytest.mark.slow
 def test_it_can_be_shrunk_again():
     fn, params, inputs = mlp((5, 16, 12, 3), jax.nn.sigmoid)
     first = shrinking.shrink(fn, params, *inputs, ratio=0.5)
@@ -303,6 +305,7 @@ def test_a_wrong_removal_would_be_found():
         difference(traced, small.fn, params, small.params, inputs, removed, exact=True)
 
 
+@pytest.mark.slow
 def test_an_output_that_is_nothing_but_rounding_is_no_fault():
     """The mean of a normalized layer is zero but for rounding, which is another one when the sum is shorter."""
     fn, params, inputs = mlp()

@@ -127,6 +127,7 @@ def test_gates_close_on_units_that_are_not_needed(task):
     assert float(jnp.mean(jnp.square(small.fn(small.params, x) - y))) < 0.2 * float(jnp.var(y))
 
 
+@pytest.mark.slow
 def test_expected_units_is_the_frequency_of_open_gates(task):
     *_, traced = task
     gates = {name: jnp.linspace(-4, 4, len(odds)) for name, odds in shrinking.gates(traced).items()}
