@@ -196,12 +196,13 @@ class Levels:
 
     def values(self, codes: jax.Array) -> jax.Array:
         """Choose by one bit after another: a lookup would not vectorize."""
-        found = [jnp.float32(level) for level in self.levels]
+        nothing = (codes & 0).astype(jnp.float32)  # compiled away; it lies on a mesh like the codes
+        found = [nothing + level for level in self.levels]
         for bit in range(self.bits):
             odd = (codes >> bit) & 1 == 1
             last = found[-1:] * (len(found) % 2)
             found = [jnp.where(odd, b, a) for a, b in zip(found[::2], [*found[1::2], *last])]
-        return jnp.broadcast_to(found[0], codes.shape)
+        return found[0]
 
 
 def power_of_two(exponent: jax.Array | int) -> jax.Array:
