@@ -68,6 +68,14 @@ def test_the_order_and_the_size_of_batches_do_not_matter(name):
         np.testing.assert_allclose(one, next(iter(found)), rtol=0.02)
 
 
+def test_a_full_bin_goes_on_counting():
+    observer = EVERY["percentile"]
+    state = observer.update(observer.init(), jnp.full((8,), 0.5))
+    full = state._replace(counts=state.counts * 2**21)
+    more = observer.update(full, jnp.full((64,), 0.5))
+    assert float(more.counts.max()) == 2**24 + 64
+
+
 def test_the_range_of_least_error_beats_the_whole_range():
     x = normal(50_000, seed=5)
     x[0] = 60.0  # an outlier that would cost most codes

@@ -93,7 +93,8 @@ def _walk(
     """Yield every operation with what is around it; note which parameters each value comes from, and if unchanged."""
     for op in program.ops:
         yield op, loops, around
-        mine = frozenset().union(*(owners.get(value, frozenset()) for value in op.ins))
+        varies = any(value.varies for value in op.ins)  # whose parameters nobody asks for, and which would be all
+        mine = frozenset() if varies else frozenset().union(*(owners.get(value, frozenset()) for value in op.ins))
         owners.update((out, mine) for out in op.outs)
         if op.name in MOVES and op.ins[0] in plain:
             plain.update(op.outs)

@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 
 from jaxopt_compress import tree
-from jaxopt_compress.combinators import passthrough
 from jaxopt_compress.core import ParamTransform
 from jaxopt_compress.grids import Grid, Integers
 from jaxopt_compress.quantization import fits, numerics
-from jaxopt_compress.quantization.numerics import Affine
 
 
 def fake_quantize(
@@ -71,7 +68,8 @@ def fake_quantize(
         return tree.Selection((path, fit(w, shapes[path], grid)) for path, w in tree.weights(params).items())
 
     def apply(params, state):
-        return tree.replace(params, {path: _apply(w, state[path], grid) for path, w in tree.weights(params).items()})
+        seen = {path: numerics.straight_through(w, state[path], grid) for path, w in tree.weights(params).items()}
+        return tree.replace(params, seen)
 
     def update(params, state, *, step, **extra):
         del state, step, extra
@@ -113,8 +111,3 @@ def _groups(path: str, w: jax.Array, axis: int, group_size: int) -> int:
             f"not a multiple of group_size={group_size}."
         )
     return w.shape[axis] // group_size
-
-
-def _apply(w: jax.Array, affine: Affine, grid: Grid) -> jax.Array:
-    learns = jnp.where(numerics.in_range(w, affine, grid), w, jax.lax.stop_gradient(w))
-    return passthrough(learns, jax.lax.stop_gradient(numerics.rounded(w, affine, grid)))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress import layout
+from jaxopt_compress.combinators import passthrough
 from jaxopt_compress.encoded import Quantized
 from jaxopt_compress.grids import Grid, Integers
 
@@ -62,6 +63,21 @@ def rounded(w: jax.Array, affine: Affine, grid: Grid, dtype: Any = None) -> jax.
     """Return what `encode` decodes to, without packing the codes in between; in another dtype if one is given."""
     name = jnp.dtype(dtype or w.dtype).name
     return Quantized(codes(w, affine, grid), affine.scale, affine.zero_point, grid, name).decode()
+
+
+def straight_through(w: jax.Array, affine: Affine, grid: Grid, clips: bool = True, cast: Any = None) -> jax.Array:
+    """Return what `encode` decodes to, with the gradient 1 where the code is in range, and 0 where it is clipped.
+
+    Args:
+      w: what is rounded.
+      affine: scales and zero points, which get no gradient.
+      grid: to what.
+      clips: whether weights may lie out of range; where none can, nothing is compared.
+      cast: the dtype in which it is rounded; that of `w` by default.
+    """
+    seen = w if cast is None else w.astype(cast)
+    learns = jnp.where(in_range(seen, affine, grid), w, jax.lax.stop_gradient(w)) if clips else w
+    return passthrough(learns, jax.lax.stop_gradient(rounded(seen, affine, grid, w.dtype)))
 
 
 def _shifted(w: jax.Array, affine: Affine) -> jax.Array:

@@ -154,4 +154,5 @@ def _count(state: Histogram, x: jax.Array) -> Histogram:
     counts = jnp.zeros(2 * HALF).at[merged].add(state.counts)
     here = jnp.clip(jnp.floor(x / width).astype(jnp.int32) + HALF, 0, 2 * HALF - 1)
     broken = jnp.isnan(state.width) | ~jnp.isfinite(largest)  # and stays so
-    return Histogram(jnp.where(broken, jnp.nan, width if x.size else state.width), counts.at[here].add(1.0))
+    new = jnp.zeros(2 * HALF, jnp.int32).at[here].add(1)  # not to the floats: from 2^24 on these do not see a 1
+    return Histogram(jnp.where(broken, jnp.nan, width if x.size else state.width), counts + new.astype(jnp.float32))

@@ -11,10 +11,8 @@ from jaxopt_compress.graph import Site
 from jaxopt_compress.grids import Grid, Integers
 from jaxopt_compress.quantization import fits, numerics
 from jaxopt_compress.quantization.products import Conv, Dot
-from jaxopt_compress.quantization.rounded import Rounding, straight_through
+from jaxopt_compress.quantization.rounded import Rounding, Roundings
 from jaxopt_compress.quantization.schemes import Scheme
-
-Pair = tuple[Rounding | None, Rounding | None]
 
 
 def init(site: Site, scheme: Scheme) -> dict[str, Any]:
@@ -31,7 +29,9 @@ def observe(site: Site, args: Sequence[Any], scheme: Scheme, state: dict[str, An
     return {side: scheme.static.update(old, args[int(side)]) for side, old in state.items()} if scheme.static else state
 
 
-def roundings(site: Site, how: Dot | Conv, args: Sequence[jax.Array], scheme: Scheme, state: dict[str, Any]) -> Pair:
+def roundings(
+    site: Site, how: Dot | Conv, args: Sequence[jax.Array], scheme: Scheme, state: dict[str, Any]
+) -> Roundings:
     """Return how both operands of a product are rounded."""
     found: list[Rounding | None] = []
     for side, x in enumerate(args):
@@ -85,7 +85,8 @@ def looked_up(site: Site, args: Sequence[jax.Array], scheme: Scheme) -> jax.Arra
             f"`quantize`: {site.name!r} ({site.op.source}) looks up parts of rows, which cannot be rounded."
         )
     shape = tuple(1 if axis in numbers.offset_dims else n for axis, n in enumerate(rows.shape))
-    return straight_through(rows, _fitted(rows, shape, scheme.weight or Integers(8), scheme))
+    _, affine, clips = rounding = _fitted(rows, shape, scheme.weight or Integers(8), scheme)
+    return numerics.straight_through(rows, affine, rounding.grid, clips)
 
 
 def _fitted(w: jax.Array, shape: tuple[int, ...], grid: Grid, scheme: Scheme) -> Rounding:

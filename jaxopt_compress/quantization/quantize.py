@@ -53,7 +53,8 @@ class Quantization:
     def weights(self) -> ParamTransform:
         """The same rounding of the weights as a transform of the parameters, to store them and to chain it with others.
 
-        What it decodes to is what the products see, bit for bit.
+        What it decodes to is what the products see, bit for bit; where a fit adds (`mse`, `mean_absolute`), up to the
+        order in which it does.
 
         Raises:
           ValueError: a parameter that is computed with before its product, or one whose products round it differently.

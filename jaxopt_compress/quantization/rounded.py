@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.combinators import passthrough
 from jaxopt_compress.grids import Grid, Integers
 from jaxopt_compress.quantization import numerics
 from jaxopt_compress.quantization.numerics import Affine
@@ -108,7 +107,8 @@ def accumulate(
 
 def scaled(product: Product, total: jax.Array, a: Affine, b: Affine) -> jax.Array:
     """Turn sums of codes into floats: the one place where integers end."""
-    return total.astype(jnp.float32) * (product.outward(0, a.scale) * product.outward(1, b.scale))
+    scale = product.outward(0, a.scale) * product.outward(1, b.scale)
+    return total.astype(scale.dtype) * scale
 
 
 def _cotangent(product: Product, side: int, g: jax.Array, codes, other: Affine) -> jax.Array:
@@ -116,7 +116,7 @@ def _cotangent(product: Product, side: int, g: jax.Array, codes, other: Affine) 
     steps = codes[1 - side]
     if other.zero_point is not None:
         steps = steps.astype(jnp.int16) - other.zero_point.astype(jnp.int16)
-    g = g.astype(jnp.float32) * product.outward(1 - side, other.scale)
+    g = g.astype(jnp.float32) * product.outward(1 - side, other.scale.astype(jnp.float32))
     if isinstance(product, Conv):
         return product.transposed(side, g, steps.astype(jnp.float32), codes[side].shape)
     return product.transposed(side, g.astype(jnp.bfloat16), steps.astype(jnp.bfloat16))
@@ -124,17 +124,10 @@ def _cotangent(product: Product, side: int, g: jax.Array, codes, other: Affine) 
 
 def in_floats(product: Product, a: jax.Array, b: jax.Array, roundings: Roundings, dtype: Any) -> jax.Array:
     """Multiply rounded floats; an operand without a rounding stays as it is."""
-    parts = [x if r is None else straight_through(x, r) for x, r in zip((a, b), roundings)]
+    parts = [
+        x if r is None else numerics.straight_through(x, r.affine, r.grid, r.clips) for x, r in zip((a, b), roundings)
+    ]
     return product(parts[0], parts[1], _sums(dtype)).astype(dtype)
-
-
-def straight_through(x: jax.Array, rounding: Rounding, as_dtype: Any = None) -> jax.Array:
-    """Round, after a cast if one is given; the gradient is 1 in range, and 0 where clipped."""
-    grid, clips = rounding.grid, rounding.clips
-    affine = jax.tree.map(jax.lax.stop_gradient, rounding.affine)
-    seen = x if as_dtype is None else x.astype(as_dtype)
-    learns = jnp.where(numerics.in_range(seen, affine, grid), x, jax.lax.stop_gradient(x)) if clips else x
-    return passthrough(learns, jax.lax.stop_gradient(numerics.rounded(seen, affine, grid, x.dtype)))
 
 
 def _sums(dtype: Any) -> Any:

@@ -55,8 +55,3 @@ def static(observer: Observer, bits: int = 8, activation_bits: int = 8, zero_poi
     """Round weights per channel and activations with ranges that were observed."""
     grid = Integers(activation_bits, restricted=not zero_point)
     return Scheme(Integers(bits), grid, observer, zero_point)
-
-
-W8A8 = dynamic()
-W4A8 = dynamic(4)
-W8, W4 = weight_only(), weight_only(4, group_size=128)

@@ -12,7 +12,6 @@ from jaxopt_compress.graph import Graph, Site
 from jaxopt_compress.grids import Grid
 from jaxopt_compress.quantization import fits, numerics
 from jaxopt_compress.quantization.numerics import Affine
-from jaxopt_compress.quantization.rounded import Rounding, straight_through
 from jaxopt_compress.quantization.schemes import Scheme
 
 SUMMED = ("in", "window")
@@ -43,9 +42,8 @@ class Plan(NamedTuple):
         return Quantized.of(codes, affine.scale, self.grid, w.dtype.name, affine.zero_point)
 
     def apply(self, w: jax.Array, affine: Affine) -> jax.Array:
-        """Return what `encode` decodes to, with a straight-through gradient."""
-        clips = self.fit is not fits.absmax
-        return straight_through(w, Rounding(self.grid, affine, clips), as_dtype=self.dtype)
+        """Return what `encode` decodes to, with a straight-through gradient; weights may have outgrown their scales."""
+        return numerics.straight_through(w, affine, self.grid, cast=self.dtype)
 
 
 def transform(traced: Graph, schemes: Mapping[str, Scheme]) -> ParamTransform:
