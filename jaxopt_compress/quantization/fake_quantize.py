@@ -51,6 +51,7 @@ def fake_quantize(
         (a bias: exclude it with `select`, or pass `channel_axes=()`), or groups that do not divide an axis.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> t = fake_quantize(bits=4)
       >>> params = {"kernel": jnp.array([[0.7, -2.8], [0.33, 1.0]])}
       >>> [[round(x, 3) for x in row] for row in t.apply(params, t.init(params))["kernel"].tolist()]
