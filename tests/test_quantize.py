@@ -428,7 +428,7 @@ def test_refusals(fn, rules, message):
     ("make", "message"),
     [
         (lambda: Scheme(None, None), "neither weights nor activations"),
-        (lambda: Scheme(zero_point=True), "a zero point needs a static range"),
+        (lambda: Scheme(zero_point=True), "a zero point needs an observed range"),
         (lambda: Scheme(activation=None, static=observers.minmax()), "a static range is one of activations"),
     ],
 )

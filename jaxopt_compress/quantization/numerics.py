@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress import layout
-from jaxopt_compress.combinators import passthrough
+from jaxopt_compress.combinators import passthrough as passthrough
 from jaxopt_compress.encoded import Quantized
 from jaxopt_compress.grids import Grid, Integers
 
@@ -59,6 +59,16 @@ def encode(w: jax.Array, affine: Affine, grid: Grid) -> Quantized:
     return Quantized.of(codes(w, affine, grid), affine.scale, grid, w.dtype.name, affine.zero_point)
 
 
+def values(codes: jax.Array, affine: Affine, grid: Grid) -> jax.Array:
+    """Return the numbers that codes stand for, in steps of the scale; float32."""
+    found = grid.values(codes)
+    return (
+        found
+        if affine.zero_point is None
+        else found - layout.spread(affine.zero_point, codes.shape).astype(found.dtype)
+    )
+
+
 def rounded(w: jax.Array, affine: Affine, grid: Grid, dtype: Any = None) -> jax.Array:
     """Return what `encode` decodes to, without packing the codes in between; in another dtype if one is given."""
     name = jnp.dtype(dtype or w.dtype).name
@@ -76,8 +86,14 @@ def straight_through(w: jax.Array, affine: Affine, grid: Grid, clips: bool = Tru
       cast: the dtype in which it is rounded; that of `w` by default.
     """
     seen = w if cast is None else w.astype(cast)
-    learns = jnp.where(in_range(seen, affine, grid), w, jax.lax.stop_gradient(w)) if clips else w
+    learns = clipped(w, affine, grid, cast) if clips else w
     return passthrough(learns, jax.lax.stop_gradient(rounded(seen, affine, grid, w.dtype)))
+
+
+def clipped(w: jax.Array, affine: Affine, grid: Grid, cast: Any = None) -> jax.Array:
+    """Return the weights, with the gradient 0 where their rounding clips them."""
+    seen = w if cast is None else w.astype(cast)
+    return jnp.where(in_range(seen, affine, grid), w, jax.lax.stop_gradient(w))
 
 
 def _shifted(w: jax.Array, affine: Affine) -> jax.Array:

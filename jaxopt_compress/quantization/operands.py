@@ -1,6 +1,7 @@
 """The operands of a site: what each is rounded to, and the states of those whose range is observed."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import jax
@@ -10,23 +11,60 @@ from jaxopt_compress import graph
 from jaxopt_compress.graph import Site
 from jaxopt_compress.grids import Grid, Integers
 from jaxopt_compress.quantization import fits, numerics
-from jaxopt_compress.quantization.products import Conv, Dot
+from jaxopt_compress.quantization.learned import Learned
+from jaxopt_compress.quantization.observers import Observer
+from jaxopt_compress.quantization.products import Conv, Dot, product
 from jaxopt_compress.quantization.rounded import Rounding, Roundings
 from jaxopt_compress.quantization.schemes import Scheme
 
+TABLE = Integers(8)  # what a table is rounded to if a scheme says nothing
+
 
 def init(site: Site, scheme: Scheme) -> dict[str, Any]:
-    """Return the states of the observers of a site, by operand: "0" and "1"."""
-    if scheme.static is None or site.kind == "gather":
-        return {}
-    state = scheme.static.init()
-    stacked = jax.tree.map(lambda x: jnp.broadcast_to(x, (*site.stacked, *x.shape)), state)
-    return {str(side): stacked for side in (0, 1) if side != site.weight}
+    """Return the states of the ranges of a site, by operand, "0" and "1": of nothing seen."""
+    states = {}
+    for side, (range_, grid) in _ranges(site, scheme).items():
+        state = _unset(site, side, range_, grid, scheme) if isinstance(range_, Learned) else range_.init()
+        states[str(side)] = jax.tree.map(lambda x: jnp.broadcast_to(x, (*site.stacked, *x.shape)), state)
+    return states
 
 
 def observe(site: Site, args: Sequence[Any], scheme: Scheme, state: dict[str, Any]) -> dict[str, Any]:
-    """Fold activations into the states."""
-    return {side: scheme.static.update(old, args[int(side)]) for side, old in state.items()} if scheme.static else state
+    """Fold operands into the states; a learned range is set once."""
+    after = dict(state)
+    for side, (range_, grid) in _ranges(site, scheme).items():
+        x, old = args[side], state[str(side)]
+        if isinstance(range_, Learned):
+            start = _start(site, side, range_, grid, scheme, x)
+            after[str(side)] = jax.tree.map(lambda was, new: jnp.where(jnp.isnan(was), new, was), old, start)
+        else:
+            after[str(side)] = range_.update(old, x)
+    return after
+
+
+def _ranges(site: Site, scheme: Scheme) -> dict[int, tuple[Observer | Learned, Grid]]:
+    """Return the ranges of a site that have a state, and their grids, by operand."""
+    found: dict[int, tuple[Observer | Learned, Grid]] = {}
+    for side in () if site.kind == "gather" else (0, 1):
+        is_weight = side == site.weight
+        range_, grid = (scheme.learned, scheme.weight) if is_weight else (scheme.static, scheme.activation)
+        if range_ is not None and grid is not None:
+            found[side] = range_, grid
+    return found
+
+
+def _unset(site: Site, side: int, range_: Learned, grid: Grid, scheme: Scheme) -> Any:
+    x = jax.ShapeDtypeStruct(site.shapes[side], site.op.ins[side].aval.dtype)
+    shapes = jax.eval_shape(lambda x: _start(site, side, range_, grid, scheme, x), x)
+    return jax.tree.map(lambda like: jnp.full(like.shape, jnp.nan, like.dtype), shapes)
+
+
+def _start(site: Site, side: int, range_: Learned, grid: Grid, scheme: Scheme, x: jax.Array) -> Any:
+    """Set a learned range: of a weight with the axes of its scale, of an activation a scalar."""
+    if side == site.weight:
+        return range_.init(x, _scale_shape(site, product(site), side, x.shape, scheme), grid)
+    found = range_.init(x, (1,) * x.ndim, grid)
+    return jax.tree.map(lambda leaf: leaf.reshape(()), found)
 
 
 def roundings(
@@ -36,25 +74,47 @@ def roundings(
     found: list[Rounding | None] = []
     for side, x in enumerate(args):
         if side == site.weight:
-            found.append(_weight(site, how, side, x, scheme))
-        elif (grid := scheme.activation) is None:
-            found.append(None)
-        elif (observer := scheme.static) is None:
-            largest = jnp.max(jnp.abs(x), axis=how.summed(side), keepdims=True, initial=0)
-            found.append(Rounding(grid, numerics.symmetric(largest, grid), clips=False))
+            found.append(rounding_of(site, x, scheme, state) if scheme.weight else None)
         else:
-            low, high = (jnp.reshape(edge, (1,) * x.ndim) for edge in observer.range(state[str(side)], grid))
-            found.append(_static(grid, low, high, scheme.zero_point and (site.weight is not None or side == 0)))
+            found.append(activation(site, how, side, x, scheme, state))
     return found[0], found[1]
 
 
-def _weight(site: Site, how: Dot | Conv, side: int, w: jax.Array, scheme: Scheme) -> Rounding | None:
-    if scheme.weight is None:
+def activation(site: Site, how: Dot | Conv, side: int, x: jax.Array, scheme: Scheme, state: Any) -> Rounding | None:
+    """Return how an operand that depends on the inputs is rounded."""
+    grid, range_ = scheme.activation, scheme.static
+    if grid is None:
         return None
-    shape = [1 if axis in how.summed(side) else n for axis, n in enumerate(w.shape)]
+    if range_ is None:
+        largest = jnp.max(jnp.abs(x), axis=how.summed(side), keepdims=True, initial=0)
+        return Rounding(grid, numerics.symmetric(largest, grid), clips=False)
+    if isinstance(range_, Learned):
+        own = jax.tree.map(lambda leaf: leaf.reshape((1,) * x.ndim), state[str(side)])
+        return _learned(range_, own, grid, sharing=x.size / max(x.shape[0], 1) if x.ndim > 1 else x.size)
+    low, high = (jnp.reshape(edge, (1,) * x.ndim) for edge in range_.range(state[str(side)], grid))
+    if scheme.zero_point and isinstance(grid, Integers) and (site.weight is not None or side == 0):
+        return Rounding(grid, numerics.asymmetric(low, high, grid), clips=True)
+    return Rounding(grid, numerics.symmetric(jnp.maximum(-low, high), grid), clips=True)
+
+
+def rounding_of(site: Site, w: jax.Array, scheme: Scheme, state: Any) -> Rounding:
+    """Return how the weight or the table of a site is rounded as a whole."""
+    grid, shape = scheme.weight or TABLE, scale_shape_of(site, scheme)
+    if scheme.learned is not None and site.kind != "gather":
+        return _learned(scheme.learned, state[str(site.weight)], grid, sharing=w.size / max(prod(shape), 1))
+    return fitted(w, shape, grid, scheme)
+
+
+def _learned(range_: Learned, state: Any, grid: Grid, sharing: float) -> Rounding:
+    smooth = lambda x: range_.smooth(x, state, grid, max(sharing, 1))  # noqa: E731
+    return Rounding(grid, jax.lax.stop_gradient(range_.affine(state, grid)), clips=True, learned=smooth)
+
+
+def _scale_shape(site: Site, how: Dot | Conv, side: int, w: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:
+    shape = [1 if axis in how.summed(side) else n for axis, n in enumerate(w)]
     if scheme.group_size is not None:
-        shape[_grouped_axis(how, side)] = _groups(site, w.shape[_grouped_axis(how, side)], scheme.group_size)
-    return _fitted(w, tuple(shape), scheme.weight, scheme)
+        shape[_grouped_axis(how, side)] = _groups(site, w[_grouped_axis(how, side)], scheme.group_size)
+    return tuple(shape)
 
 
 def _grouped_axis(how: Dot | Conv, side: int) -> int:
@@ -69,12 +129,6 @@ def _groups(site: Site, length: int, group_size: int) -> int:
     return length // group_size
 
 
-def _static(grid: Grid, low: jax.Array, high: jax.Array, zero_point: bool) -> Rounding:
-    if zero_point and isinstance(grid, Integers):
-        return Rounding(grid, numerics.asymmetric(low, high, grid), clips=True)
-    return Rounding(grid, numerics.symmetric(jnp.maximum(-low, high), grid), clips=True)
-
-
 def looked_up(site: Site, args: Sequence[jax.Array], scheme: Scheme) -> jax.Array:
     """Look up in a table whose entries are rounded, each row with a scale of its own: only what is read is rounded."""
     (rows,) = graph.bind(site.op, args)
@@ -85,9 +139,48 @@ def looked_up(site: Site, args: Sequence[jax.Array], scheme: Scheme) -> jax.Arra
             f"`quantize`: {site.name!r} ({site.op.source}) looks up parts of rows, which cannot be rounded."
         )
     shape = tuple(1 if axis in numbers.offset_dims else n for axis, n in enumerate(rows.shape))
-    _, affine, clips = rounding = _fitted(rows, shape, scheme.weight or Integers(8), scheme)
-    return numerics.straight_through(rows, affine, rounding.grid, clips)
+    rounding = fitted(rows, shape, scheme.weight or TABLE, scheme)
+    return rounding.rounded(rows)
 
 
-def _fitted(w: jax.Array, shape: tuple[int, ...], grid: Grid, scheme: Scheme) -> Rounding:
+def fitted(w: jax.Array, shape: tuple[int, ...], grid: Grid, scheme: Scheme) -> Rounding:
+    """Return the rounding of a weight whose scales are of that shape."""
     return Rounding(grid, scheme.fit(w, shape, grid), clips=scheme.fit is not fits.absmax)
+
+
+def scale_shape_of(site: Site, scheme: Scheme) -> tuple[int, ...]:
+    """Return the shape of the scales of the weight of a site, as its product sees it."""
+    side = site.weight or 0
+    if site.kind == "gather":
+        return _rows_shape(site)
+    return _scale_shape(site, product(site), side, site.shapes[side], scheme)
+
+
+def _rows_shape(site: Site) -> tuple[int, ...]:
+    """Return the shape of the scales of a table: one for each row that can be read."""
+    sizes = site.op.params["slice_sizes"]
+    return tuple(n if size == 1 else 1 for n, size in zip(site.shapes[0], sizes))
+
+
+def has_zero_point(site: Site, scheme: Scheme) -> bool:
+    """Tell whether the activation of a site that has a weight is rounded with a zero point."""
+    if isinstance(scheme.static, Learned) and scheme.activation is not None:
+        grid, range_ = scheme.activation, scheme.static
+        x = jax.ShapeDtypeStruct((1,), jnp.float32)
+        return jax.eval_shape(lambda x: range_.affine(range_.init(x, (1,), grid), grid), x).zero_point is not None
+    return scheme.zero_point and isinstance(scheme.activation, Integers) and site.weight is not None
+
+
+def unset(site: Site, scheme: Scheme, state: dict[str, Any]) -> list[int]:
+    """Return the operands whose ranges were never observed."""
+    found = []
+    for side, (range_, grid) in _ranges(site, scheme).items():
+        seen: Any = state[str(side)]
+        if isinstance(range_, Observer):
+            edges = lambda state, range_=range_, grid=grid: range_.range(state, grid)  # noqa: E731
+            for _ in site.stacked:
+                edges = jax.vmap(edges)
+            seen = edges(seen)
+        if any(bool(jnp.any(jnp.isnan(leaf))) for leaf in jax.tree.leaves(seen)):
+            found.append(side)
+    return found

@@ -80,7 +80,7 @@ class Quantization:
             return [operands.looked_up(site, args, scheme)], state
         how = product(site)
         roundings = operands.roundings(site, how, args[:2], scheme, state)
-        return [multiply(how, args[0], args[1], roundings, dtype, self.integers)], state
+        return [multiply(how, args[0], args[1], roundings, dtype, self.integers, scheme.compute)], state
 
     def _observed(self, site: Site, args: Sequence[Any], state: Any) -> tuple[list[Any], Any]:
         return graph.bind(site.op, args), operands.observe(site, args, self.schemes[site.name], state)

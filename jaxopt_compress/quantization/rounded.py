@@ -7,6 +7,7 @@ the floats, are kept for it, and products take bfloat16 and add in float32.
 `in_floats` is the same on any grid, in the way that is usual: operands are rounded, and multiplied as floats.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,22 +28,48 @@ class Rounding(NamedTuple):
       grid: to what.
       affine: scale and zero point.
       clips: whether entries may lie outside the range.
+      learned: where the range is trained, a function of the operand with the derivatives of its rounding.
     """
 
     grid: Grid
     affine: Affine
     clips: bool
+    learned: Callable[[jax.Array], jax.Array] | None = None
+
+    def rounded(self, x: jax.Array) -> jax.Array:
+        """Round in floats, with the gradient of the rounding."""
+        return numerics.passthrough(self.smooth(x), jax.lax.stop_gradient(numerics.rounded(x, self.affine, self.grid)))
+
+    def steps(self, x: jax.Array) -> jax.Array:
+        """Round, and return how many steps of the scale each number is, with the gradient of that."""
+        codes = numerics.codes(jax.lax.stop_gradient(x), self.affine, self.grid)
+        smooth = numerics.wide(self.smooth(x)) * (1 / self.affine.scale)
+        return numerics.passthrough(smooth, numerics.values(codes, self.affine, self.grid))
+
+    def smooth(self, x: jax.Array) -> jax.Array:
+        """Return something with the gradient of the rounding; its value does not count."""
+        if self.learned is not None:
+            return self.learned(x)
+        return numerics.clipped(x, self.affine, self.grid) if self.clips else x
 
 
 Roundings = tuple[Rounding | None, Rounding | None]
 
 
-def multiply(product: Product, a: jax.Array, b: jax.Array, roundings: Roundings, dtype: Any, integers: bool = True):
+def multiply(
+    product: Product,
+    a: jax.Array,
+    b: jax.Array,
+    roundings: Roundings,
+    dtype: Any,
+    integers: bool = True,
+    compute: Any = None,
+) -> jax.Array:
     """Multiply in integers where that can be done and is wanted, and else in floats."""
     first, second = roundings
     if integers and first and second and fits_integers(product, first, second):
         return in_integers(product, a, b, (first, second), dtype)
-    return in_floats(product, a, b, roundings, dtype)
+    return in_floats(product, a, b, roundings, dtype, compute)
 
 
 def in_integers(
@@ -57,34 +84,32 @@ def in_integers(
       roundings: of both, as `fits_integers` lets through.
       dtype: of the output.
     """
+    affines = jax.tree.map(jax.lax.stop_gradient, tuple(r.affine for r in roundings))
+    codes = [numerics.codes(jax.lax.stop_gradient(x), r.affine, r.grid) for x, r in zip((a, b), roundings)]
+    smooth = [r.smooth(x) for x, r in zip((a, b), roundings)]
 
     @jax.custom_vjp
-    def multiply(a, b, affines):
-        return forward(a, b, affines)[0]
-
-    def forward(a, b, affines):
-        triples = [(x, affine, r) for x, affine, r in zip((a, b), affines, roundings)]
-        codes = [numerics.codes(x, affine, r.grid) for x, affine, r in triples]
-        kept = [numerics.in_range(x, affine, r.grid) if r.clips else None for x, affine, r in triples]
+    def multiply(smooth, codes, affines):
+        del smooth
         total = accumulate(product, codes[0], codes[1], *(affine.zero_point for affine in affines))
-        out = scaled(product, total, *affines).astype(dtype)
-        return out, (codes, kept, affines, [jnp.zeros((0,), x.dtype) for x in (a, b)])
+        return scaled(product, total, *affines).astype(dtype)
+
+    def forward(smooth, codes, affines):
+        return multiply(smooth, codes, affines), (codes, affines, [jnp.zeros((0,), x.dtype) for x in smooth])
 
     def backward(residuals, g):
-        codes, kept, affines, likes = residuals
+        codes, affines, likes = residuals
         found = [_cotangent(product, side, g, codes, affines[1 - side]) for side in (0, 1)]
-        found = [x if mask is None else jnp.where(mask, x, 0) for x, mask in zip(found, kept)]
-        return *(x.astype(like.dtype) for x, like in zip(found, likes)), None
+        return [x.astype(like.dtype) for x, like in zip(found, likes)], None, None
 
     multiply.defvjp(forward, backward)
-    return multiply(a, b, jax.tree.map(jax.lax.stop_gradient, tuple(r.affine for r in roundings)))
+    return multiply(smooth, codes, affines)
 
 
 def fits_integers(product: Product, first: Rounding, second: Rounding) -> bool:
     """Tell whether a product can be done in integers: both grids are, and no scale varies within a sum."""
     for side, rounding in enumerate((first, second)):
-        shape = rounding.affine.scale.shape
-        if not isinstance(rounding.grid, Integers) or any(shape[axis] != 1 for axis in product.summed(side)):
+        if not isinstance(rounding.grid, Integers) or not _one_scale(product, side, rounding):
             return False
     return not (isinstance(product, Conv) and second.affine.zero_point is not None)
 
@@ -122,13 +147,37 @@ def _cotangent(product: Product, side: int, g: jax.Array, codes, other: Affine) 
     return product.transposed(side, g.astype(jnp.bfloat16), steps.astype(jnp.bfloat16))
 
 
-def in_floats(product: Product, a: jax.Array, b: jax.Array, roundings: Roundings, dtype: Any) -> jax.Array:
-    """Multiply rounded floats; an operand without a rounding stays as it is."""
-    parts = [
-        x if r is None else numerics.straight_through(x, r.affine, r.grid, r.clips) for x, r in zip((a, b), roundings)
-    ]
-    return product(parts[0], parts[1], _sums(dtype)).astype(dtype)
+def in_floats(
+    product: Product, a: jax.Array, b: jax.Array, roundings: Roundings, dtype: Any, compute: Any = None
+) -> jax.Array:
+    """Multiply rounded floats; an operand without a rounding stays as it is.
+
+    Args:
+      product: what to do.
+      a: the first operand.
+      b: the second.
+      roundings: of both.
+      dtype: of the output.
+      compute: a dtype that the operands are cast to, such as bfloat16, with sums in float32. What is rounded with one
+        scale for a whole sum is then multiplied in steps of it, which bfloat16 holds exactly, and scaled afterwards.
+    """
+    pairs = list(zip((a, b), roundings))
+    if compute is None:
+        parts = [x if r is None else r.rounded(x) for x, r in pairs]
+        return product(parts[0], parts[1], sums_of(dtype)).astype(dtype)
+    whole = [r is not None and _one_scale(product, side, r) for side, (_, r) in enumerate(pairs)]
+    parts = [x if r is None else r.steps(x) if one else r.rounded(x) for (x, r), one in zip(pairs, whole)]
+    total = product(parts[0].astype(compute), parts[1].astype(compute), sums_of(dtype))
+    for side, (_, r) in enumerate(pairs):
+        total = total * product.outward(side, r.affine.scale) if r is not None and whole[side] else total
+    return total.astype(dtype)
 
 
-def _sums(dtype: Any) -> Any:
+def sums_of(dtype: Any) -> Any:
+    """Return the dtype in which products of floats are added."""
     return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
+def _one_scale(product: Product, side: int, rounding: Rounding) -> bool:
+    """Tell whether no scale varies within a sum."""
+    return all(rounding.affine.scale.shape[axis] == 1 for axis in product.summed(side))

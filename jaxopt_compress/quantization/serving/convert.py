@@ -1,0 +1,105 @@
+"""From a quantized function to one that runs on stored codes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.interpreters import partial_eval
+
+from jaxopt_compress import graph, tree
+from jaxopt_compress.graph import Site
+from jaxopt_compress.quantization import operands
+from jaxopt_compress.quantization.quantize import Quantization
+from jaxopt_compress.quantization.serving import lookups, run, weights
+
+
+class Served(NamedTuple):
+    """The parameters of a served function: a pytree without a float copy of what is stored as codes.
+
+    Attributes:
+      floats: the parameters that are not rounded, by path.
+      sites: by the name of a site, its weight as codes in the layout that its product wants, and its ranges.
+    """
+
+    floats: dict[str, jax.Array]
+    sites: dict[str, Any]
+
+
+def convert(q: Quantization, params: Any, ranges: graph.States) -> tuple[Callable, Served]:
+    """Turn a quantized function into one that reads stored codes.
+
+    `int_fn(int_params, *inputs)` computes what `q(params, ranges, *inputs)` does: the same codes, the same sums,
+    the same scaling of them. Products of integers take the stored codes as they are; weights of products that are not
+    of integers (weight-only schemes, small floats, NF4) are decoded as they are needed.
+
+    Args:
+      q: what `quantize` returned.
+      params: the trained parameters; leaves may be `Quantized` already, by a method of `post_training`: such a leaf
+        keeps its codes.
+      ranges: of the activations; what `q.init()` returns where all are dynamic.
+
+    Returns:
+      `(int_fn, int_params)`. `int_fn` is compiled, takes any inputs that the function takes, and `int_params` can be
+      given to it as an argument, donated, put on devices, and saved.
+
+    Raises:
+      ValueError: ranges that were never observed; a `Quantized` leaf that a product does not take as it is.
+
+    Example:
+      >>> from jaxopt_compress.quantization import Scheme, quantize
+      >>> mlp = lambda p, x: jnp.maximum(x @ p["up"], 0) @ p["down"]
+      >>> params = {"up": jnp.eye(4), "down": jnp.ones((4, 2)) / 3}
+      >>> q = quantize(mlp, params, jnp.ones((1, 4)), rules={"**": Scheme()})
+      >>> int_fn, int_params = convert(q, params, q.init())
+      >>> int_params.sites["up"]["weight"].data.dtype.name, int_params.floats
+      ('int8', {})
+    """
+    _refuse_unset(q, ranges)
+    held = weights.prepare(q, params, ranges)
+    leaves = tree.leaves(params, is_leaf=weights.is_stored)
+    template = jax.tree.structure(params, is_leaf=weights.is_stored)
+    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+    body = graph.rewrite(q.fn, q.schemes, _replacing(q))
+
+    def run_on(floats, sites, *inputs):
+        # What a replaced product no longer reads is filled with zeros, which the compiler drops.
+        whole = [floats.get(path, jnp.zeros(like.shape, like.dtype)) for path, like in shapes.items()]
+        return body(jax.tree.unflatten(template, whole), sites, *inputs)[0]
+
+    def int_fn(served: Served, *inputs: Any) -> Any:
+        return run_on(served.floats, served.sites, *inputs)
+
+    needed = _read(run_on, shapes, held, q.shapes[1:])
+    floats = {path: _decoded(leaves[path]) for path in needed}
+    return jax.jit(int_fn), Served(floats, held)
+
+
+def _replacing(q: Quantization) -> Callable:
+    def replace(site: Site, args: Sequence[Any], state: Any) -> tuple[list[Any], Any]:
+        scheme = q.schemes[site.name]
+        if site.kind == "gather":
+            return [lookups.read(site, args, state["weight"])], state
+        return [run.product_of(site, args[:2], scheme, state, q.integers)], state
+
+    return replace
+
+
+def _read(fn: Callable, shapes: Any, sites: Any, inputs: Sequence[Any]) -> list[str]:
+    """Return the paths of the parameters that a function still reads."""
+    jaxpr = jax.make_jaxpr(fn)(shapes, sites, *inputs).jaxpr
+    used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
+    return [path for path, reads in zip(sorted(shapes), used) if reads]
+
+
+def _refuse_unset(q: Quantization, ranges: graph.States) -> None:
+    for site in q.rounded_sites:
+        for side in operands.unset(site, q.schemes[site.name], ranges[site.name]):
+            raise ValueError(
+                f"`convert`: the range of operand {side} of {site.name!r} was never observed, or is NaN; run "
+                "`q.observe` on some batches first."
+            )
+
+
+def _decoded(leaf: Any) -> jax.Array:
+    return leaf.decode() if weights.is_stored(leaf) else leaf

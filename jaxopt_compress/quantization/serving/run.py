@@ -1,0 +1,101 @@
+"""Products of activations with stored weights: what `rounded` computes, on codes that are there already."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress.encoded import Quantized
+from jaxopt_compress.graph import Site
+from jaxopt_compress.grids import Integers
+from jaxopt_compress.quantization import numerics, operands
+from jaxopt_compress.quantization.numerics import Affine
+from jaxopt_compress.quantization.products import Conv, Dot, product
+from jaxopt_compress.quantization.rounded import (
+    Rounding,
+    accumulate,
+    fits_integers,
+    in_floats,
+    multiply,
+    scaled,
+    sums_of,
+)
+from jaxopt_compress.quantization.schemes import Scheme
+from jaxopt_compress.quantization.serving import forms, kernels
+
+
+def product_of(site: Site, args: Sequence[jax.Array], scheme: Scheme, state: Any, integers: bool) -> jax.Array:
+    """Run one product on its state: the stored weight, and the ranges of activations."""
+    how, dtype = product(site), site.op.outs[0].aval.dtype
+    if site.weight is None or scheme.weight is None:
+        roundings = operands.roundings(site, how, args, scheme, state)
+        return multiply(how, args[0], args[1], roundings, dtype, integers, scheme.compute)
+    side, weight = site.weight, state["weight"]
+    x = args[1 - side]
+    rounding = operands.activation(site, how, 1 - side, x, scheme, state)
+    if isinstance(how, Conv):
+        return _conv(how, x, weight, rounding, dtype, integers, scheme.compute)
+    shape = site.shapes[side]
+    if integers and rounding is not None and _in_integers(how, side, weight, rounding):
+        return _dot(how, side, x, weight, rounding, state.get("sums"), shape).astype(dtype)
+    return _float_dot(how, side, x, weight, rounding, scheme.compute, shape).astype(dtype)
+
+
+def _conv(
+    how: Conv, x: jax.Array, weight: Quantized, rounding: Rounding | None, dtype: Any, integers: bool, compute: Any
+):
+    affine = Affine(weight.scale, weight.zero_point)
+    stored = Rounding(weight.grid, affine, clips=False)
+    if integers and rounding is not None and fits_integers(how, rounding, stored):
+        codes = numerics.codes(x, rounding.affine, rounding.grid)
+        total = accumulate(how, codes, weight.codes, rounding.affine.zero_point)
+        return scaled(how, total, rounding.affine, affine).astype(dtype)
+    return in_floats(how, x, weight.decode(), (rounding, stored), dtype, compute)  # rounds to the same codes again
+
+
+def _in_integers(how: Dot, side: int, weight: Quantized, rounding: Rounding) -> bool:
+    shape = rounding.affine.scale.shape
+    one = all(shape[axis] == 1 for axis in how.summed(1 - side)) and weight.scale.shape[2] == 1
+    return one and isinstance(weight.grid, Integers) and isinstance(rounding.grid, Integers)
+
+
+def _dot(
+    how: Dot, side: int, x: jax.Array, weight: Quantized, rounding: Rounding, sums: jax.Array | None, shape: Any
+) -> jax.Array:
+    codes = numerics.codes(x, rounding.affine, rounding.grid)
+    rows = forms.matrix(how, 1 - side, codes)
+    total = kernels.multiply(rows, weight, lambda part: part.codes, jnp.int32)
+    zero = rounding.affine.zero_point
+    scale = forms.matrix(how, 1 - side, rounding.affine.scale)
+    if weight.zero_point is not None:
+        inner = jnp.sum(rows.astype(jnp.int32), axis=2, keepdims=True)
+        total = total - inner * jnp.swapaxes(weight.zero_point.astype(jnp.int32), 1, 2)
+    if zero is not None and sums is not None:
+        total = total - forms.matrix(how, 1 - side, zero.astype(jnp.int32)) * jnp.swapaxes(sums, 1, 2)
+    found = total.astype(scale.dtype) * (scale * jnp.swapaxes(weight.scale, 1, 2))
+    return forms.outward(how, side, found, x, shape)
+
+
+def _float_dot(
+    how: Dot, side: int, x: jax.Array, weight: Quantized, rounding: Rounding | None, compute: Any, shape: Any
+) -> jax.Array:
+    sums = sums_of(x.dtype)
+    if compute is None:
+        rows = forms.matrix(how, 1 - side, x if rounding is None else rounding.rounded(x))
+        found = kernels.multiply(rows, weight, lambda part: part.decode(), sums)
+        return forms.outward(how, side, found, x, shape)
+    inner = rounding is not None and all(rounding.affine.scale.shape[axis] == 1 for axis in how.summed(1 - side))
+    seen = x if rounding is None else rounding.steps(x) if inner else rounding.rounded(x)
+    rows = forms.matrix(how, 1 - side, seen.astype(compute))
+    one = weight.scale.shape[2] == 1
+    unpack = _steps if one else Quantized.decode
+    found = kernels.multiply(rows, weight, lambda part: unpack(part).astype(compute), sums)
+    if rounding is not None and inner:
+        found = found * forms.matrix(how, 1 - side, rounding.affine.scale)
+    found = found * jnp.swapaxes(weight.scale, 1, 2) if one else found
+    return forms.outward(how, side, found, x, shape)
+
+
+def _steps(weight: Quantized) -> jax.Array:
+    return numerics.values(weight.codes, Affine(weight.scale, weight.zero_point), weight.grid)

@@ -1,0 +1,137 @@
+"""The weights of a quantized function as codes, in the layout in which they are served."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_compress import graph, layout, tree
+from jaxopt_compress.encoded import Quantized
+from jaxopt_compress.graph import Site
+from jaxopt_compress.quantization import numerics, operands
+from jaxopt_compress.quantization.numerics import Affine
+from jaxopt_compress.quantization.products import Conv, product
+from jaxopt_compress.quantization.quantize import Quantization
+from jaxopt_compress.quantization.schemes import Scheme
+from jaxopt_compress.quantization.serving import forms
+
+
+def prepare(q: Quantization, params: Any, ranges: graph.States) -> graph.States:
+    """Return the states of the sites: the ranges of activations, and weights in codes.
+
+    Weights are found wherever they are, in a scan or behind a transpose, as their products see them. Leaves that
+    are codes already keep them.
+    """
+    leaves = tree.leaves(params, is_leaf=is_stored)
+    codes = {path: leaf for path, leaf in leaves.items() if is_stored(leaf)}
+    seen = _seen(q, tree.replace(params, {path: leaf.decode() for path, leaf in codes.items()}))
+    parts = _parts(q, params, codes) if codes else {}
+    held = {}
+    for site in q.rounded_sites:
+        scheme, state = q.schemes[site.name], dict(ranges[site.name])
+        if site.name in seen:
+            given = _given(site, scheme, codes[site.path], parts, site.name) if site.path in codes else None
+            learned = state.pop(str(site.weight), None)
+            form = _per_layer(
+                site, lambda w, learned, given, site=site, scheme=scheme: _form(site, scheme, w, learned, given)
+            )
+            state |= form(seen[site.name], learned, given)
+        held[site.name] = state
+    return held
+
+
+def is_stored(leaf: Any) -> bool:
+    """Tell whether a leaf is codes already."""
+    return isinstance(leaf, Quantized)
+
+
+def _seen(q: Quantization, params: Any) -> dict[str, jax.Array]:
+    """Return the weights of all products as these see them, with the layers of a scan in front.
+
+    The function is run on zeros, with every product writing down its weight; nothing else is asked for, so that
+    nothing else is computed.
+    """
+    sites = {site.name: site for site in q.rounded_sites if _rounds_weight(site, q.schemes[site.name])}
+
+    def write(site: Site, args: Sequence[Any], state: Any) -> tuple[list[Any], Any]:
+        del state
+        return graph.bind(site.op, args), args[site.weight or 0]
+
+    def run(params):
+        blank = {name: _blank(site) for name, site in sites.items()}
+        inputs = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), q.shapes[1:])
+        return graph.rewrite(q.fn, sites, write, learns=True)(params, blank, *inputs)[1]
+
+    return jax.jit(run)(params)
+
+
+def _blank(site: Site) -> jax.Array:
+    like = site.op.ins[site.weight or 0].aval
+    return jnp.zeros((*site.stacked, *like.shape), like.dtype)
+
+
+def _rounds_weight(site: Site, scheme: Scheme) -> bool:
+    return site.weight is not None and (scheme.weight is not None or site.kind == "gather")
+
+
+def _per_layer(site: Site, fn: Callable) -> Callable:
+    for _ in site.stacked:
+        fn = jax.vmap(fn)
+    return fn
+
+
+def _form(site: Site, scheme: Scheme, w: jax.Array, learned: Any, given: Any) -> dict[str, Any]:
+    """Store one weight: fitted, with the scales that were learned, or as the codes that it is already."""
+    side = site.weight or 0
+    if given is not None:
+        codes, affine, grid = (*given, scheme.weight or operands.TABLE)
+    else:
+        grid, affine, *_ = operands.rounding_of(site, w, scheme, {str(side): learned})
+        codes = numerics.codes(w, affine, grid)
+    if site.kind == "gather" or isinstance(how := product(site), Conv):
+        return {"weight": Quantized.of(codes, affine.scale, grid, w.dtype.name, affine.zero_point)}
+    held: dict[str, Any] = {"weight": forms.stored(how, side, codes, affine, grid, w.dtype.name)}
+    if operands.has_zero_point(site, scheme):
+        held["sums"] = forms.sums(held["weight"])
+    return held
+
+
+def _parts(q: Quantization, params: Any, codes: Mapping[str, Quantized]) -> dict[str, dict[str, jax.Array]]:
+    """Return what codes, scales and zero points become on the way to their products."""
+
+    def whole(read: Callable[[Quantized], jax.Array]) -> dict[str, jax.Array]:
+        as_floats = {path: _moved(leaf, read(leaf)) for path, leaf in codes.items()}
+        return _seen(q, tree.replace(params, as_floats))
+
+    found = {"codes": whole(lambda leaf: leaf.codes), "scale": whole(lambda leaf: leaf.scale)}
+    if any(leaf.zero_point is not None for leaf in codes.values()):
+        found["zero_point"] = whole(lambda leaf: jnp.zeros(()) if leaf.zero_point is None else leaf.zero_point)
+    return found
+
+
+def _moved(leaf: Quantized, x: jax.Array) -> jax.Array:
+    spread = layout.spread(x, leaf.shape) if x.ndim else x
+    return jnp.broadcast_to(spread, leaf.shape).astype(leaf.dtype)
+
+
+def _given(site: Site, scheme: Scheme, leaf: Quantized, parts: Any, name: str) -> tuple[jax.Array, Affine]:
+    """Return the codes of a leaf where its product sees them.
+
+    Raises:
+      ValueError: a leaf that is computed with or cast on the way, or whose grid or scales are not those of the scheme.
+    """
+    grid = scheme.weight or operands.TABLE
+    if not site.moved or leaf.dtype != site.op.ins[site.weight or 0].aval.dtype.name:
+        raise ValueError(f"`convert`: {site.path!r} is stored as codes, and computed with before its product {name!r}.")
+    if leaf.grid != grid:
+        raise ValueError(f"`convert`: {site.path!r} is stored on {leaf.grid}; the scheme of {name!r} says {grid}.")
+    shape = operands.scale_shape_of(site, scheme)
+    reduce = _per_layer(site, lambda x: layout.reduce_runs(jnp.max, x, shape))
+    found = {key: reduce(part[name]) for key, part in parts.items() if key != "codes"}
+    least = _per_layer(site, lambda x: layout.reduce_runs(jnp.min, x, shape))(parts["scale"][name])
+    if not bool(jnp.array_equal(found["scale"], least)):
+        raise ValueError(f"`convert`: the scales of {site.path!r} vary within what {name!r} gives one scale.")
+    zero = found["zero_point"].astype(jnp.int8) if leaf.zero_point is not None else None
+    codes = parts["codes"][name].astype(leaf.codes.dtype)
+    return codes, Affine(found["scale"], zero)
