@@ -9,6 +9,7 @@ from jaxopt_compress.graph.narrowing import removed_atoms as removed_atoms
 from jaxopt_compress.graph.program import bind as bind
 from jaxopt_compress.graph.rewriting import States as States
 from jaxopt_compress.graph.rewriting import rewrite as rewrite
+from jaxopt_compress.graph.rewriting import survey as survey
 from jaxopt_compress.graph.sites import Site as Site
 from jaxopt_compress.graph.sites import sites as sites
 from jaxopt_compress.graph.sites import sites_of as sites_of

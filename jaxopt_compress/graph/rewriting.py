@@ -20,6 +20,27 @@ States = dict[str, Any]
 Replace = Callable[[Site, Sequence[Any], Any], tuple[Sequence[Any], Any]]
 
 
+def survey(fn: Callable, names: Iterable[str], read: Callable[[Site, Sequence[Any]], Any]) -> Callable:
+    """Return a function that visits the sites of `fn`, each whether or not its branch is taken or its loop turns.
+
+    Args:
+      fn: `fn(params, *inputs)`, pure.
+      names: which sites.
+      read: `(site, arguments) -> arrays`, the same for all turns of a loop that is not over stacked layers.
+
+    Returns:
+      `run(params, blank, *inputs) -> states`, by name; `blank` holds arrays like those that are read, with the axes
+      `site.stacked` in front.
+    """
+
+    def replace(site: Site, args: Sequence[Any], state: Any) -> tuple[Sequence[Any], Any]:
+        del state
+        return bind(site.op, args), read(site, args)
+
+    run = _rewriter(fn, names, replace, True, EVERYWHERE)
+    return lambda params, blank, *inputs: run(params, blank, *inputs)[1]
+
+
 def rewrite(fn: Callable, names: Iterable[str], replace: Replace, learns: bool = False) -> Callable:
     """Return a function with some contractions, convolutions or lookups of `fn` replaced.
 
@@ -40,6 +61,10 @@ def rewrite(fn: Callable, names: Iterable[str], replace: Replace, learns: bool =
       ValueError: (from the result) a site that the function does not have, or one in a function with a derivative of
         its own, or in another primitive whose inside cannot be rewritten.
     """
+    return _rewriter(fn, names, replace, learns, TURNS)
+
+
+def _rewriter(fn: Callable, names: Iterable[str], replace: Replace, learns: bool, runs: Mapping) -> Callable:
     names = tuple(names)
 
     def run(params: Any, states: States, *inputs: Any) -> tuple[Any, States]:
@@ -50,7 +75,7 @@ def rewrite(fn: Callable, names: Iterable[str], replace: Replace, learns: bool =
         absent = [name for name in names if name not in found]
         if absent:
             raise ValueError(f"`graph.rewrite`: {absent[0]!r} is no site of this function; it has {list(found)}.")
-        rewriting = _Rewriting([found[name] for name in names], replace, learns)
+        rewriting = _Rewriting([found[name] for name in names], replace, runs, learns)
         outs, after = rewriting.run(whole, [*leaves.values(), *jax.tree.leaves(inputs)], states)
         return jax.tree.unflatten(jax.tree.structure(shapes), outs), after
 
@@ -64,11 +89,13 @@ class _Rewriting:
     Attributes:
       sites: the operations to replace.
       replace: `(site, arguments, state) -> (results, state)`.
+      runs: how operations with bodies are run.
       learns: whether states change; where they do not, loops do not carry them.
     """
 
     sites: Sequence[Site]
     replace: Replace
+    runs: Mapping[str, Callable]
     learns: bool = False
     _held: dict[Op, tuple[str, ...]] = field(default_factory=dict)
 
@@ -100,11 +127,11 @@ class _Rewriting:
         held = self._inside(op)
         if not held:
             return bind(op, args), {}
-        if op.name not in RUNS:
+        if op.name not in self.runs:
             raise ValueError(
                 f"`graph.rewrite`: {held[0]!r} stands in `{op.name}` ({op.source}), whose inside cannot be rewritten."
             )
-        return RUNS[op.name](self, op, args, {name: states[name] for name in held if name in states})
+        return self.runs[op.name](self, op, args, {name: states[name] for name in held if name in states})
 
     def _inside(self, op: Op) -> tuple[str, ...]:
         """Return the names of the sites in the bodies of an operation."""
@@ -169,4 +196,20 @@ def _remat(rewriting: _Rewriting, op: Op, args: Sequence[Any], states: States) -
     return list(found), after
 
 
-RUNS = {"scan": _scan, "while": _while, "cond": _cond, "remat2": _remat, "checkpoint": _remat}
+def _while_once(rewriting: _Rewriting, op: Op, args: Sequence[Any], states: States) -> tuple[Sequence[Any], States]:
+    first, second = op.params["cond_nconsts"], op.params["body_nconsts"]
+    test, body = op.bodies
+    carry = args[first + second :]
+    _, states = rewriting.run(test, [*args[:first], *carry], states)
+    return rewriting.run(body, [*args[first : first + second], *carry], states)
+
+
+def _every_branch(rewriting: _Rewriting, op: Op, args: Sequence[Any], states: States) -> tuple[Sequence[Any], States]:
+    found: Sequence[Any] = ()
+    for body in op.bodies:
+        found, states = rewriting.run(body, args[1:], states)
+    return found, states
+
+
+TURNS = {"scan": _scan, "while": _while, "cond": _cond, "remat2": _remat, "checkpoint": _remat}
+EVERYWHERE = {**TURNS, "while": _while_once, "cond": _every_branch}

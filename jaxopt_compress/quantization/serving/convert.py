@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.interpreters import partial_eval
 
 from jaxopt_compress import graph, tree
@@ -19,11 +20,14 @@ class Served(NamedTuple):
 
     Attributes:
       floats: the parameters that are not rounded, by path.
-      sites: by the name of a site, its weight as codes in the layout that its product wants, and its ranges.
+      weights: by the name of a site, its weight as codes in the layout that its product wants, `(batch, out, in)`; of a
+        convolution in its own.
+      ranges: of activations, by the name of a site; one for all that have the same, as query, key and value do.
     """
 
     floats: dict[str, jax.Array]
-    sites: dict[str, Any]
+    weights: dict[str, Any]
+    ranges: dict[str, Any]
 
 
 def convert(q: Quantization, params: Any, ranges: graph.States) -> tuple[Callable, Served]:
@@ -52,27 +56,34 @@ def convert(q: Quantization, params: Any, ranges: graph.States) -> tuple[Callabl
       >>> params = {"up": jnp.eye(4), "down": jnp.ones((4, 2)) / 3}
       >>> q = quantize(mlp, params, jnp.ones((1, 4)), rules={"**": Scheme()})
       >>> int_fn, int_params = convert(q, params, q.init())
-      >>> int_params.sites["up"]["weight"].data.dtype.name, int_params.floats
+      >>> int_params.weights["up"]["weight"].data.dtype.name, int_params.floats
       ('int8', {})
     """
     _refuse_unset(q, ranges)
     held = weights.prepare(q, params, ranges)
+    kept, same = _distinct(weights.activations(q, ranges))
     leaves = tree.leaves(params, is_leaf=weights.is_stored)
     template = jax.tree.structure(params, is_leaf=weights.is_stored)
-    shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves.items()}
+    shapes: dict[str, Any] = {path: graph.struct(_decoded(leaf), path) for path, leaf in leaves.items()}
     body = graph.rewrite(q.fn, q.schemes, _replacing(q))
 
-    def run_on(floats, sites, *inputs):
-        # What a replaced product no longer reads is filled with zeros, which the compiler drops.
-        whole = [floats.get(path, jnp.zeros(like.shape, like.dtype)) for path, like in shapes.items()]
-        return body(jax.tree.unflatten(template, whole), sites, *inputs)[0]
-
     def int_fn(served: Served, *inputs: Any) -> Any:
-        return run_on(served.floats, served.sites, *inputs)
+        # What a replaced product no longer reads is filled with zeros, which the compiler drops.
+        whole = [served.floats.get(path, _unread(like)) for path, like in shapes.items()]
+        states = {name: served.weights.get(name, {}) | served.ranges[same[name]] for name in same}
+        return body(jax.tree.unflatten(template, whole), states, *inputs)[0]
 
-    needed = _read(run_on, shapes, held, q.shapes[1:])
-    floats = {path: _decoded(leaves[path]) for path in needed}
-    return jax.jit(int_fn), Served(floats, held)
+    needed = _read(int_fn, Served(shapes, held, kept), q.shapes[1:])
+    return jax.jit(int_fn), Served({path: _decoded(leaves[path]) for path in needed}, held, kept)
+
+
+def _distinct(ranges: graph.States) -> tuple[graph.States, dict[str, str]]:
+    """Keep one of ranges that are equal, so that what is rounded with them is rounded once; say which sites have it."""
+    first, same = dict[Any, str](), dict[str, str]()
+    for name, state in ranges.items():
+        numbers = tuple((str(key), np.asarray(leaf).tobytes()) for key, leaf in jax.tree.leaves_with_path(state))
+        same[name] = first.setdefault(numbers, name)
+    return {name: ranges[name] for name in first.values()}, same
 
 
 def _replacing(q: Quantization) -> Callable:
@@ -85,11 +96,16 @@ def _replacing(q: Quantization) -> Callable:
     return replace
 
 
-def _read(fn: Callable, shapes: Any, sites: Any, inputs: Sequence[Any]) -> list[str]:
+def _unread(like: Any) -> Any:
+    """Return zeros; a number of Python stays one, since it has no dtype to impose."""
+    return np.zeros((), like.dtype).item() if like.weak_type else jnp.zeros(like.shape, like.dtype)
+
+
+def _read(fn: Callable, served: Served, inputs: Sequence[Any]) -> list[str]:
     """Return the paths of the parameters that a function still reads."""
-    jaxpr = jax.make_jaxpr(fn)(shapes, sites, *inputs).jaxpr
+    jaxpr = jax.make_jaxpr(fn)(served, *inputs).jaxpr
     used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
-    return [path for path, reads in zip(sorted(shapes), used) if reads]
+    return [path for path, reads in zip(sorted(served.floats), used) if reads]
 
 
 def _refuse_unset(q: Quantization, ranges: graph.States) -> None:

@@ -1,6 +1,7 @@
 """The weights of a quantized function as codes, in the layout in which they are served."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,10 +19,10 @@ from jaxopt_compress.quantization.serving import forms
 
 
 def prepare(q: Quantization, params: Any, ranges: graph.States) -> graph.States:
-    """Return the states of the sites: the ranges of activations, and weights in codes.
+    """Return the weights of the sites in codes.
 
-    Weights are found wherever they are, in a scan or behind a transpose, as their products see them. Leaves that
-    are codes already keep them.
+    Weights are found wherever they are, in a scan or behind a transpose, as their products see them. Leaves that are
+    codes already keep them.
     """
     leaves = tree.leaves(params, is_leaf=is_stored)
     codes = {path: leaf for path, leaf in leaves.items() if is_stored(leaf)}
@@ -29,16 +30,20 @@ def prepare(q: Quantization, params: Any, ranges: graph.States) -> graph.States:
     parts = _parts(q, params, codes) if codes else {}
     held = {}
     for site in q.rounded_sites:
-        scheme, state = q.schemes[site.name], dict(ranges[site.name])
         if site.name in seen:
-            given = _given(site, scheme, codes[site.path], parts, site.name) if site.path in codes else None
-            learned = state.pop(str(site.weight), None)
-            form = _per_layer(
-                site, lambda w, learned, given, site=site, scheme=scheme: _form(site, scheme, w, learned, given)
-            )
-            state |= form(seen[site.name], learned, given)
-        held[site.name] = state
+            scheme, learned = q.schemes[site.name], ranges[site.name].get(str(site.weight))
+            given = _given(site, scheme, codes[site.path], parts) if site.path in codes else None
+            form = _per_layer(site, partial(_form, site, scheme))
+            held[site.name] = form(seen[site.name], learned, given)
     return held
+
+
+def activations(q: Quantization, ranges: graph.States) -> graph.States:
+    """Return the ranges of activations alone."""
+    weight = {site.name: str(site.weight) for site in q.rounded_sites}
+    return {
+        name: {side: leaf for side, leaf in state.items() if side != weight[name]} for name, state in ranges.items()
+    }
 
 
 def is_stored(leaf: Any) -> bool:
@@ -53,15 +58,12 @@ def _seen(q: Quantization, params: Any) -> dict[str, jax.Array]:
     nothing else is computed.
     """
     sites = {site.name: site for site in q.rounded_sites if _rounds_weight(site, q.schemes[site.name])}
-
-    def write(site: Site, args: Sequence[Any], state: Any) -> tuple[list[Any], Any]:
-        del state
-        return graph.bind(site.op, args), args[site.weight or 0]
+    read = graph.survey(q.fn, sites, lambda site, args: args[site.weight or 0])
 
     def run(params):
         blank = {name: _blank(site) for name, site in sites.items()}
         inputs = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), q.shapes[1:])
-        return graph.rewrite(q.fn, sites, write, learns=True)(params, blank, *inputs)[1]
+        return read(params, blank, *inputs)
 
     return jax.jit(run)(params)
 
@@ -115,13 +117,13 @@ def _moved(leaf: Quantized, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(spread, leaf.shape).astype(leaf.dtype)
 
 
-def _given(site: Site, scheme: Scheme, leaf: Quantized, parts: Any, name: str) -> tuple[jax.Array, Affine]:
+def _given(site: Site, scheme: Scheme, leaf: Quantized, parts: Any) -> tuple[jax.Array, Affine]:
     """Return the codes of a leaf where its product sees them.
 
     Raises:
       ValueError: a leaf that is computed with or cast on the way, or whose grid or scales are not those of the scheme.
     """
-    grid = scheme.weight or operands.TABLE
+    grid, name = scheme.weight or operands.TABLE, site.name
     if not site.moved or leaf.dtype != site.op.ins[site.weight or 0].aval.dtype.name:
         raise ValueError(f"`convert`: {site.path!r} is stored as codes, and computed with before its product {name!r}.")
     if leaf.grid != grid:
