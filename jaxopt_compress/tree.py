@@ -49,9 +49,9 @@ def weights(tree) -> Selection:
     return OrderedDict((path, leaf) for path, leaf in leaves(tree).items() if is_weight(leaf))
 
 
-def replace(tree, new: Mapping[str, Any]):
+def replace(tree, new: Mapping[str, Any], is_leaf=None):
     """Return `tree` with the leaves at the given paths replaced; the others are the same objects."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    flat, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return jax.tree.unflatten(treedef, [new.get(path_str(path), leaf) for path, leaf in flat])
 
 

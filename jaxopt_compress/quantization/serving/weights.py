@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress import graph, layout, tree
+from jaxopt_compress import encoded, graph, layout, tree
 from jaxopt_compress.encoded import Quantized
 from jaxopt_compress.graph import Site
 from jaxopt_compress.quantization import numerics, operands
@@ -26,7 +26,7 @@ def prepare(q: Quantization, params: Any, ranges: graph.States) -> graph.States:
     """
     leaves = tree.leaves(params, is_leaf=is_stored)
     codes = {path: leaf for path, leaf in leaves.items() if is_stored(leaf)}
-    seen = _seen(q, tree.replace(params, {path: leaf.decode() for path, leaf in codes.items()}))
+    seen = _seen(q, encoded.decode(params))
     parts = _parts(q, params, codes) if codes else {}
     held = {}
     for site in q.rounded_sites:
@@ -104,7 +104,7 @@ def _parts(q: Quantization, params: Any, codes: Mapping[str, Quantized]) -> dict
 
     def whole(read: Callable[[Quantized], jax.Array]) -> dict[str, jax.Array]:
         as_floats = {path: _moved(leaf, read(leaf)) for path, leaf in codes.items()}
-        return _seen(q, tree.replace(params, as_floats))
+        return _seen(q, tree.replace(params, as_floats, is_leaf=is_stored))
 
     found = {"codes": whole(lambda leaf: leaf.codes), "scale": whole(lambda leaf: leaf.scale)}
     if any(leaf.zero_point is not None for leaf in codes.values()):

@@ -1,0 +1,263 @@
+"""Served functions: the numbers of the quantized function from stored codes, and no float copy of these anywhere."""
+
+import re
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jaxopt_compress as jc
+from jaxopt_compress import grids
+from jaxopt_compress.encoded import Quantized
+from jaxopt_compress.grids import Integers
+from jaxopt_compress.quantization import Scheme, convert, fits, learned, observers, quantize, schemes
+from tests.products import EVERY_PRODUCT, normal
+
+WHOLE = Integers(8, restricted=False)
+AFFINE = schemes.static(observers.minmax(), zero_point=True)
+PLUS = Scheme(Integers(8), WHOLE, learned.lsq_plus(), learned=learned.lsq())
+INTEGERS = {
+    "dynamic": Scheme(),
+    "static": schemes.static(observers.minmax()),
+    "affine": AFFINE,
+    "w4a8": Scheme(Integers(4)),
+    "lsq": schemes.lsq(4),
+    "lsq_plus": PLUS,
+}
+FLOATS = {
+    "int8": schemes.weight_only(8),
+    "int4": schemes.weight_only(4),
+    "affine": schemes.weight_only(4),
+    "nf4": schemes.weight_only(grids.NF4),
+    "bfloat16": schemes.weight_only(8, compute=jnp.bfloat16),
+    "small floats": Scheme(grids.E4M3, grids.E4M3, compute=jnp.bfloat16),
+    "zero points": Scheme(WHOLE, None, fit=fits.minmax),
+}
+
+
+def served(fn, params, *inputs, scheme, rules=None):
+    q = quantize(fn, params, *inputs, rules=rules or {"**": scheme})
+    ranges = q.observe(params, q.init(), *inputs)
+    return jax.jit(q)(params, ranges, *inputs), *convert(q, params, ranges)
+
+
+@EVERY_PRODUCT
+@pytest.mark.parametrize("scheme", INTEGERS.values(), ids=INTEGERS)
+def test_integers_are_those_of_training_bit_for_bit(fn, params, x, scheme):
+    wanted, int_fn, int_params = served(fn, params, x + 0.7, scheme=scheme)
+    np.testing.assert_array_equal(int_fn(int_params, x + 0.7), wanted)
+    assert int_fn(int_params, x).dtype == wanted.dtype
+    assert "w" not in int_params.floats
+
+
+@pytest.mark.slow
+@EVERY_PRODUCT
+@pytest.mark.parametrize("scheme", FLOATS.values(), ids=FLOATS)
+def test_other_weights_give_the_same_to_the_rounding_of_sums(fn, params, x, scheme):
+    if "g" in params:
+        pytest.skip("has no weight")
+    wanted, int_fn, int_params = served(fn, params, x, scheme=scheme)
+    np.testing.assert_allclose(int_fn(int_params, x), wanted, atol=1e-6 * float(jnp.abs(wanted).max()))
+    assert int_params.floats == {}
+
+
+def mlp(p, x):
+    return jax.nn.relu(x @ p["up"]) @ p["down"] + p["bias"][None]
+
+
+PARAMS = {"up": normal(6, 8), "down": normal(8, 3, seed=1), "bias": normal(3, seed=2)}
+
+
+def test_what_is_kept_is_what_is_read():
+    q = quantize(mlp, PARAMS, normal(4, 6), rules={"**": Scheme(Integers(4))})
+    int_fn, int_params = convert(q, PARAMS, q.init())
+    assert set(int_params.floats) == {"bias"}
+    up = int_params.weights["up"]["weight"]
+    assert (up.data.dtype, up.data.shape, up.scale.shape) == (jnp.uint8, (1, 4, 6), (1, 8, 1))
+    x = normal(9, 6, seed=4)  # any batch size
+    np.testing.assert_array_equal(int_fn(int_params, x), jax.jit(q)(PARAMS, q.init(), x))
+
+
+def test_only_some_products():
+    wanted, int_fn, int_params = served(mlp, PARAMS, normal(4, 6), scheme=None, rules={"up": Scheme()})
+    assert set(int_params.floats) == {"bias", "down"}
+    np.testing.assert_allclose(int_fn(int_params, normal(4, 6)), wanted, rtol=1e-6)
+
+
+# Where weights are found
+
+
+def layers(p, x):
+    """Stacked layers, a branch, a loop that may not turn, a lookup, and a table used twice."""
+    h = p["table"][x]
+    h = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), h, p["layers"])[0]
+    h = jax.lax.cond(h.sum() > 1e9, lambda h: h @ p["rare"], lambda h: h @ p["often"], h)
+    h = jax.lax.while_loop(lambda h: jnp.max(jnp.abs(h)) > 2, lambda h: 0.5 * jnp.tanh(h @ p["loop"]), h)
+    return jax.checkpoint(lambda h: h @ p["table"].T)(h)
+
+
+LAYERS = {
+    "table": normal(11, 6),
+    "layers": normal(3, 6, 6, seed=1),
+    "rare": normal(6, 6, seed=2),
+    "often": normal(6, 6, seed=3),
+    "loop": normal(6, 6, seed=4),
+}
+
+
+@pytest.mark.slow
+def test_scans_branches_loops_and_tables():
+    wanted, int_fn, int_params = served(layers, LAYERS, jnp.arange(5), scheme=Scheme())
+    np.testing.assert_allclose(int_fn(int_params, jnp.arange(5)), wanted, rtol=1e-6, atol=1e-6)
+    assert int_params.floats == {}
+    assert int_params.weights["layers"]["weight"].data.shape == (3, 1, 6, 6)
+    for name in ("rare", "often", "loop"):  # whether or not an example came by
+        decoded = np.asarray(int_params.weights[name]["weight"].decode())[0].T
+        np.testing.assert_allclose(decoded, LAYERS[name], atol=0.02)
+
+
+def test_rows_out_of_range_are_filled_as_before():
+    fn = lambda p, i: jnp.take(p, i, axis=0)  # noqa: E731
+    wanted, int_fn, int_params = served(fn, normal(5, 4), jnp.array([1, 7, -1]), scheme=Scheme())
+    np.testing.assert_array_equal(int_fn(int_params, jnp.array([1, 7, -1])), wanted)
+    assert np.isnan(wanted[1]).all()
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(8, (3, 3), use_bias=False)(x)))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        return nn.Dense(5)(nn.relu(nn.Dense(16)(x.reshape(len(x), -1))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", [Scheme(), AFFINE], ids=["dynamic", "affine"])
+def test_a_module_with_batch_norm(scheme, tmp_path):
+    x = normal(32, 6, 6, 2)
+    variables: Any = Net().init(jax.random.key(0), x)
+    wanted, int_fn, int_params = served(Net().apply, variables, x, scheme=scheme)
+    np.testing.assert_allclose(int_fn(int_params, x), wanted, atol=1e-5)
+    assert not [path for path in int_params.floats if path.endswith("kernel")]
+    jc.export.save(tmp_path / "served.jc", int_params._asdict())
+    loaded = jc.export.load(tmp_path / "served.jc")
+    again = int_params._replace(floats=loaded["floats"], weights=loaded["weights"])
+    np.testing.assert_array_equal(int_fn(again, x), int_fn(int_params, x))
+
+
+def test_query_key_and_value_are_rounded_once():
+    fn = lambda p, x: x @ p["q"] + x @ p["k"] + x @ p["v"]  # noqa: E731
+    params = {name: normal(6, 6, seed=i) for i, name in enumerate("qkv")}
+    wanted, int_fn, int_params = served(fn, params, normal(4, 6), scheme=AFFINE)
+    assert len(int_params.ranges) == 1
+    np.testing.assert_array_equal(int_fn(int_params, normal(4, 6)), wanted)
+
+
+# Leaves that are codes already
+
+
+def test_codes_are_kept():
+    x = normal(4, 6)
+    q = quantize(mlp, PARAMS, x, rules={"**": Scheme(Integers(4))})
+    state = q.weights.init(PARAMS)
+    stored: Any = q.weights.encode(PARAMS, state)
+    int_fn, int_params = convert(q, stored, q.init())
+    np.testing.assert_array_equal(int_fn(int_params, x), jax.jit(q)(PARAMS, q.init(), x))
+    # Codes that no rounding would give, as GPTQ makes them.
+    moved = jnp.clip(stored["up"].codes + 1, -7, 7).astype(jnp.int8)
+    other = {**stored, "up": Quantized.of(moved, stored["up"].scale, stored["up"].grid)}
+    int_params = convert(q, other, q.init())[1]
+    np.testing.assert_array_equal(int_params.weights["up"]["weight"].codes[0].T, moved)
+
+
+@pytest.mark.slow
+@EVERY_PRODUCT
+def test_codes_are_kept_wherever_they_move(fn, params, x):
+    if "g" in params:
+        pytest.skip("has no weight")
+    q = quantize(fn, params, x, rules={"**": AFFINE})
+    ranges = q.observe(params, q.init(), x)
+    stored = q.weights.encode(params, q.weights.init(params))
+    int_fn, int_params = convert(q, stored, ranges)
+    np.testing.assert_array_equal(int_fn(int_params, x), jax.jit(q)(params, ranges, x))
+
+
+def test_codes_that_a_product_cannot_take():
+    x, scheme = normal(4, 6), Scheme(Integers(4))
+    codes = jnp.ones((6, 8), jnp.int8)
+    for fn, leaf, message in (
+        (lambda p, x: x @ (2 * p), Quantized.of(codes, jnp.ones((1, 8)), Integers(4)), "computed with before"),
+        (lambda p, x: x @ p, Quantized.of(codes, jnp.ones((1, 8))), "is stored on Integers.*the scheme of.*says"),
+        (lambda p, x: x @ p, Quantized.of(codes, jnp.ones((2, 8)).at[0].set(2), Integers(4)), "scales of.*vary"),
+    ):
+        q = quantize(fn, normal(6, 8), x, rules={"**": scheme})
+        with pytest.raises(ValueError, match=message):
+            convert(q, leaf, q.init())
+
+
+def test_a_forgotten_calibration_is_refused():
+    q = quantize(mlp, PARAMS, normal(4, 6), rules={"**": AFFINE})
+    with pytest.raises(ValueError, match="range of operand 0 of 'up' was never observed"):
+        convert(q, PARAMS, q.init())
+
+
+# What is compiled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize(
+    "scheme",
+    [Scheme(), schemes.static(observers.minmax()), Scheme(Integers(4)), FLOATS["int8"], FLOATS["bfloat16"]],
+    ids=["w8a8", "static", "w4a8", "w8", "w8 bfloat16"],
+)
+def test_no_whole_weight_is_unpacked(scheme, rows):
+    """The weight has 2^22 entries, four blocks; nothing that is computed may have as many."""
+    n = 2048
+    w, x = normal(n, n) / 45, normal(rows, n)
+    _, int_fn, int_params = served(lambda p, x: x @ p, w, x, scheme=scheme)
+    compiled = jax.jit(int_fn).lower(int_params, x).compile()
+    sizes = re.findall(r"= (\w+)\[([\d,]+)\]\S* (\S+?)\(", compiled.as_text())
+    large = {(dtype, op) for dtype, shape, op in sizes if np.prod([int(k) for k in shape.split(",")]) > n * n // 2}
+    assert large <= {(dtype, op) for dtype in ("s8", "u8") for op in ("parameter", "bitcast", "get-tuple-element")}
+    assert compiled.memory_analysis().temp_size_in_bytes < (2 if "compute" else 1) * n * n * 1.5
+
+
+@pytest.mark.slow
+def test_batches_on_eight_devices():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = normal(16, 6)
+    wanted, int_fn, int_params = served(mlp, PARAMS, x, scheme=AFFINE)
+    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
+    whole = jax.device_put(int_params, NamedSharding(mesh, PartitionSpec()))
+    found = jax.block_until_ready(int_fn(whole, split))
+    np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("scheme", [Scheme(), AFFINE, FLOATS["int4"]], ids=["dynamic", "affine", "int4"])
+def test_narrow_models(dtype, scheme):
+    params = jax.tree.map(lambda w: w.astype(dtype), PARAMS)
+    x = normal(4, 6, dtype=dtype)
+    wanted, int_fn, int_params = served(mlp, params, x, scheme=scheme)
+    found = int_fn(int_params, x)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(np.asarray(found, np.float32), np.asarray(wanted, np.float32), atol=0.06)
+
+
+def test_channels_of_zeros_and_empty_axes():
+    for w, x in ((jnp.zeros((6, 5)), normal(4, 6)), (normal(6, 5), normal(0, 6)), (normal(0, 5), normal(4, 0))):
+        wanted, int_fn, int_params = served(lambda p, x: x @ p, w, x, scheme=Scheme())
+        np.testing.assert_array_equal(int_fn(int_params, x), wanted)
+
+
+def test_batched_over_inputs():
+    wanted, int_fn, int_params = served(mlp, PARAMS, normal(4, 6), scheme=Scheme())
+    rows = jax.vmap(partial(int_fn, int_params))(normal(4, 1, 6))
+    np.testing.assert_array_equal(rows[:, 0], wanted)
