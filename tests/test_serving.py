@@ -15,7 +15,7 @@ import jaxopt_compress as jc
 from jaxopt_compress import grids
 from jaxopt_compress.encoded import Quantized
 from jaxopt_compress.grids import Integers
-from jaxopt_compress.quantization import Scheme, convert, fits, learned, observers, quantize, schemes
+from jaxopt_compress.quantization import Scheme, Served, convert, fits, learned, observers, quantize, schemes
 from tests.products import EVERY_PRODUCT, normal
 
 WHOLE = Integers(8, restricted=False)
@@ -146,7 +146,7 @@ def test_a_module_with_batch_norm(scheme, tmp_path):
     assert not [path for path in int_params.floats if path.endswith("kernel")]
     jc.export.save(tmp_path / "served.jc", int_params._asdict())
     loaded = jc.export.load(tmp_path / "served.jc")
-    again = int_params._replace(floats=loaded["floats"], weights=loaded["weights"])
+    again = Served(**loaded)
     np.testing.assert_array_equal(int_fn(again, x), int_fn(int_params, x))
 
 

@@ -12,6 +12,7 @@ from jaxopt_compress.graph import Site
 from jaxopt_compress.grids import Grid, Integers
 from jaxopt_compress.quantization import fits, numerics
 from jaxopt_compress.quantization.learned import Learned
+from jaxopt_compress.quantization.numerics import Affine
 from jaxopt_compress.quantization.observers import Observer
 from jaxopt_compress.quantization.products import Conv, Dot, product
 from jaxopt_compress.quantization.rounded import Rounding, Roundings
@@ -91,10 +92,25 @@ def activation(site: Site, how: Dot | Conv, side: int, x: jax.Array, scheme: Sch
     if isinstance(range_, Learned):
         own = jax.tree.map(lambda leaf: leaf.reshape((1,) * x.ndim), state[str(side)])
         return _learned(range_, own, grid, sharing=x.size / max(x.shape[0], 1) if x.ndim > 1 else x.size)
-    low, high = (jnp.reshape(edge, (1,) * x.ndim) for edge in range_.range(state[str(side)], grid))
+    return Rounding(grid, spread(known(site, side, scheme, state[str(side)]), x.ndim), clips=True)
+
+
+def known(site: Site, side: int, scheme: Scheme, state: Any) -> Affine:
+    """Return the scale and the zero point of a static range, as scalars."""
+    grid, range_ = scheme.activation, scheme.static
+    if grid is None or range_ is None:
+        raise ValueError(f"`quantize`: operand {side} of {site.name!r} has no static range.")
+    if isinstance(range_, Learned):
+        return range_.affine(state, grid)
+    low, high = range_.range(state, grid)
     if scheme.zero_point and isinstance(grid, Integers) and (site.weight is not None or side == 0):
-        return Rounding(grid, numerics.asymmetric(low, high, grid), clips=True)
-    return Rounding(grid, numerics.symmetric(jnp.maximum(-low, high), grid), clips=True)
+        return numerics.asymmetric(low, high, grid)
+    return numerics.symmetric(jnp.maximum(-low, high), grid)
+
+
+def spread(affine: Affine, ndim: int) -> Affine:
+    """Give scalars the axes of an operand."""
+    return Affine(*(None if leaf is None else jnp.reshape(leaf, (1,) * ndim) for leaf in affine))
 
 
 def rounding_of(site: Site, w: jax.Array, scheme: Scheme, state: Any) -> Rounding:

@@ -22,7 +22,10 @@ class Served(NamedTuple):
       floats: the parameters that are not rounded, by path.
       weights: by the name of a site, its weight as codes in the layout that its product wants, `(batch, out, in)`; of a
         convolution in its own.
-      ranges: of activations, by the name of a site; one for all that have the same, as query, key and value do.
+      ranges: of activations where they are static, by the name of a site and the operand: the scale, and a zero point
+        if it has one. One for all sites that have the same, as query, key and value do.
+
+    `Served(**jc.export.load(path))` is what `jc.export.save(path, served._asdict())` wrote.
     """
 
     floats: dict[str, jax.Array]
@@ -70,7 +73,7 @@ def convert(q: Quantization, params: Any, ranges: graph.States) -> tuple[Callabl
     def int_fn(served: Served, *inputs: Any) -> Any:
         # What a replaced product no longer reads is filled with zeros, which the compiler drops.
         whole = [served.floats.get(path, _unread(like)) for path, like in shapes.items()]
-        states = {name: served.weights.get(name, {}) | served.ranges[same[name]] for name in same}
+        states = {name: served.weights.get(name, {}) | served.ranges.get(same[name], {}) for name in same}
         return body(jax.tree.unflatten(template, whole), states, *inputs)[0]
 
     needed = _read(int_fn, Served(shapes, held, kept), q.shapes[1:])
@@ -83,7 +86,7 @@ def _distinct(ranges: graph.States) -> tuple[graph.States, dict[str, str]]:
     for name, state in ranges.items():
         numbers = tuple((str(key), np.asarray(leaf).tobytes()) for key, leaf in jax.tree.leaves_with_path(state))
         same[name] = first.setdefault(numbers, name)
-    return {name: ranges[name] for name in first.values()}, same
+    return {name: ranges[name] for name in first.values() if ranges[name]}, same
 
 
 def _replacing(q: Quantization) -> Callable:

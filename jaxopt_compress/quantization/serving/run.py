@@ -29,17 +29,26 @@ def product_of(site: Site, args: Sequence[jax.Array], scheme: Scheme, state: Any
     """Run one product on its state: the stored weight, and the ranges of activations."""
     how, dtype = product(site), site.op.outs[0].aval.dtype
     if site.weight is None or scheme.weight is None:
-        roundings = operands.roundings(site, how, args, scheme, state)
-        return multiply(how, args[0], args[1], roundings, dtype, integers, scheme.compute)
+        first, second = (_rounding(site, how, side, x, scheme, state) for side, x in enumerate(args))
+        return multiply(how, args[0], args[1], (first, second), dtype, integers, scheme.compute)
     side, weight = site.weight, state["weight"]
     x = args[1 - side]
-    rounding = operands.activation(site, how, 1 - side, x, scheme, state)
+    rounding = _rounding(site, how, 1 - side, x, scheme, state)
     if isinstance(how, Conv):
         return _conv(how, x, weight, rounding, dtype, integers, scheme.compute)
     shape = site.shapes[side]
     if integers and rounding is not None and _in_integers(how, side, weight, rounding):
         return _dot(how, side, x, weight, rounding, state.get("sums"), shape).astype(dtype)
     return _float_dot(how, side, x, weight, rounding, scheme.compute, shape).astype(dtype)
+
+
+def _rounding(site: Site, how: Dot | Conv, side: int, x: jax.Array, scheme: Scheme, state: Any) -> Rounding | None:
+    """Return how an operand that depends on the inputs is rounded: with what is known of it, or with what it is."""
+    grid = scheme.activation
+    if side == site.weight or grid is None or scheme.static is None:
+        return None if side == site.weight else operands.activation(site, how, side, x, scheme, state)
+    range_ = state[str(side)]
+    return Rounding(grid, operands.spread(Affine(range_["scale"], range_.get("zero_point")), x.ndim), clips=True)
 
 
 def _conv(

@@ -39,11 +39,20 @@ def prepare(q: Quantization, params: Any, ranges: graph.States) -> graph.States:
 
 
 def activations(q: Quantization, ranges: graph.States) -> graph.States:
-    """Return the ranges of activations alone."""
-    weight = {site.name: str(site.weight) for site in q.rounded_sites}
-    return {
-        name: {side: leaf for side, leaf in state.items() if side != weight[name]} for name, state in ranges.items()
-    }
+    """Return what static ranges of activations come to, by site and operand: "scale", and "zero_point" if it has one."""
+    found = {}
+    for site in q.rounded_sites:
+        scheme, own = q.schemes[site.name], dict[str, Any]()
+        for side, state in ranges[site.name].items():
+            if side != str(site.weight):
+                own[side] = _named(_per_layer(site, partial(operands.known, site, int(side), scheme))(state))
+        found[site.name] = own
+    return found
+
+
+def _named(affine: Affine) -> dict[str, jax.Array]:
+    """Return plain names, which a file keeps."""
+    return {name: leaf for name, leaf in affine._asdict().items() if leaf is not None}
 
 
 def is_stored(leaf: Any) -> bool:
