@@ -13,8 +13,8 @@ from flax import nnx
 import jaxopt_compress as jc
 from jaxopt_compress import graph, grids
 from jaxopt_compress.grids import Integers
+from jaxopt_compress.products import Conv, Dot, product
 from jaxopt_compress.quantization import Scheme, fits, observers, quantize, schemes
-from jaxopt_compress.quantization.products import Conv, Dot, product
 from jaxopt_compress.quantization.rounded import accumulate
 from tests.products import EVERY_PRODUCT, PRODUCTS, normal
 

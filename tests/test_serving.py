@@ -222,10 +222,11 @@ def test_no_whole_weight_is_unpacked(scheme, rows):
     w, x = normal(n, n) / 45, normal(rows, n)
     _, int_fn, int_params = served(lambda p, x: x @ p, w, x, scheme=scheme)
     compiled = jax.jit(int_fn).lower(int_params, x).compile()
-    sizes = re.findall(r"= (\w+)\[([\d,]+)\]\S* (\S+?)\(", compiled.as_text())
+    sizes = re.findall(r"= (\w+)\[([\d,]+)\]\S* (\S+?)\(", str(compiled.as_text()))
     large = {(dtype, op) for dtype, shape, op in sizes if np.prod([int(k) for k in shape.split(",")]) > n * n // 2}
     assert large <= {(dtype, op) for dtype in ("s8", "u8") for op in ("parameter", "bitcast", "get-tuple-element")}
-    assert compiled.memory_analysis().temp_size_in_bytes < (2 if "compute" else 1) * n * n * 1.5
+    memory: Any = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes < 3 * n * n
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """The operands of a site: what each is rounded to, and the states of those whose range is observed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxopt_compress import graph
 from jaxopt_compress.graph import Site
 from jaxopt_compress.grids import Grid, Integers
+from jaxopt_compress.products import Conv, Dot, product
 from jaxopt_compress.quantization import fits, numerics
 from jaxopt_compress.quantization.learned import Learned
 from jaxopt_compress.quantization.numerics import Affine
 from jaxopt_compress.quantization.observers import Observer
-from jaxopt_compress.quantization.products import Conv, Dot, product
 from jaxopt_compress.quantization.rounded import Rounding, Roundings
 from jaxopt_compress.quantization.schemes import Scheme
 
@@ -110,7 +110,7 @@ def known(site: Site, side: int, scheme: Scheme, state: Any) -> Affine:
 
 def spread(affine: Affine, ndim: int) -> Affine:
     """Give scalars the axes of an operand."""
-    return Affine(*(None if leaf is None else jnp.reshape(leaf, (1,) * ndim) for leaf in affine))
+    return jax.tree.map(lambda leaf: jnp.reshape(leaf, (1,) * ndim), affine)
 
 
 def rounding_of(site: Site, w: jax.Array, scheme: Scheme, state: Any) -> Rounding:
@@ -119,6 +119,18 @@ def rounding_of(site: Site, w: jax.Array, scheme: Scheme, state: Any) -> Roundin
     if scheme.learned is not None and site.kind != "gather":
         return _learned(scheme.learned, state[str(site.weight)], grid, sharing=w.size / max(prod(shape), 1))
     return fitted(w, shape, grid, scheme)
+
+
+def weight_affine(site: Site, scheme: Scheme, w: jax.Array, learned: Any) -> Affine:
+    """Return the scales and zero points of one weight, fitted or learned."""
+    return rounding_of(site, w, scheme, {str(site.weight): learned}).affine
+
+
+def per_layer(site: Site, fn: Callable) -> Callable:
+    """Map a function of arrays of a site over the layers of the scans around it."""
+    for _ in site.stacked:
+        fn = jax.vmap(fn)
+    return fn
 
 
 def _learned(range_: Learned, state: Any, grid: Grid, sharing: float) -> Rounding:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxopt_compress import graph, tree
 from jaxopt_compress.core import ParamTransform
 from jaxopt_compress.graph import Site
+from jaxopt_compress.products import product
 from jaxopt_compress.quantization import operands, report, storage
-from jaxopt_compress.quantization.products import product
 from jaxopt_compress.quantization.rounded import multiply
 from jaxopt_compress.quantization.schemes import Scheme
 

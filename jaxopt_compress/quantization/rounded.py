@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.grids import Grid, Integers
+from jaxopt_compress.products import Conv, Dot, runs
 from jaxopt_compress.quantization import numerics
 from jaxopt_compress.quantization.numerics import Affine
-from jaxopt_compress.quantization.products import Conv, Dot, runs
 
 Product = Dot | Conv
 

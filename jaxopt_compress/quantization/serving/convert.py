@@ -1,6 +1,6 @@
 """From a quantized function to one that runs on stored codes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +33,9 @@ class Served(NamedTuple):
     ranges: dict[str, Any]
 
 
-def convert(q: Quantization, params: Any, ranges: graph.States) -> tuple[Callable, Served]:
+def convert(
+    q: Quantization, params: Any, ranges: graph.States, rounded: Mapping[str, Any] | None = None
+) -> tuple[Callable, Served]:
     """Turn a quantized function into one that reads stored codes.
 
     `int_fn(int_params, *inputs)` computes what `q(params, ranges, *inputs)` does: the same codes, the same sums,
@@ -42,16 +44,18 @@ def convert(q: Quantization, params: Any, ranges: graph.States) -> tuple[Callabl
 
     Args:
       q: what `quantize` returned.
-      params: the trained parameters; leaves may be `Quantized` already, by a method of `post_training`: such a leaf
-        keeps its codes.
+      params: the trained parameters; leaves may be `Quantized` already, as from `q.weights.encode` or a file: such a
+        leaf keeps its codes.
       ranges: of the activations; what `q.init()` returns where all are dynamic.
+      rounded: codes that were chosen otherwise, the `weights` of what `post_training.round_weights` returns.
 
     Returns:
       `(int_fn, int_params)`. `int_fn` is compiled, takes any inputs that the function takes, and `int_params` can be
       given to it as an argument, donated, put on devices, and saved.
 
     Raises:
-      ValueError: ranges that were never observed; a `Quantized` leaf that a product does not take as it is.
+      ValueError: ranges that were never observed; a weight with NaN or infinities; a `Quantized` leaf that a product
+        does not take as it is.
 
     Example:
       >>> from jaxopt_compress.quantization import Scheme, quantize
@@ -63,7 +67,8 @@ def convert(q: Quantization, params: Any, ranges: graph.States) -> tuple[Callabl
       ('int8', {})
     """
     _refuse_unset(q, ranges)
-    held = weights.prepare(q, params, ranges)
+    held = weights.prepare(q, params, ranges, rounded or {})
+    _refuse_broken(held)
     kept, same = _distinct(weights.activations(q, ranges))
     leaves = tree.leaves(params, is_leaf=weights.is_stored)
     template = jax.tree.structure(params, is_leaf=weights.is_stored)
@@ -118,6 +123,12 @@ def _refuse_unset(q: Quantization, ranges: graph.States) -> None:
                 f"`convert`: the range of operand {side} of {site.name!r} was never observed, or is NaN; run "
                 "`q.observe` on some batches first."
             )
+
+
+def _refuse_broken(held: graph.States) -> None:
+    for name, weight in held.items():
+        if not bool(jnp.all(jnp.isfinite(weight["weight"].scale))):
+            raise ValueError(f"`convert`: the weight of {name!r} has NaN or infinite entries.")
 
 
 def _decoded(leaf: Any) -> jax.Array:

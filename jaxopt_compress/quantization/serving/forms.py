@@ -1,21 +1,18 @@
 """How the weight of one product is stored for serving: as a matrix, one output after the other."""
 
-from math import prod
-
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from jaxopt_compress.encoded import Quantized
 from jaxopt_compress.grids import Grid
+from jaxopt_compress.products import Dot
 from jaxopt_compress.quantization.numerics import Affine
-from jaxopt_compress.quantization.products import Dot
 
 
 def stored(how: Dot, side: int, codes: jax.Array, affine: Affine, grid: Grid, dtype: str) -> Quantized:
     """Store the codes of an operand as `(batch, out, in)`, with scales of as many axes."""
-    parts = [matrix(how, side, leaf) for leaf in (codes, affine.scale)]
-    zero = None if affine.zero_point is None else matrix(how, side, affine.zero_point)
+    parts = [how.matrix(side, leaf) for leaf in (codes, affine.scale)]
+    zero = None if affine.zero_point is None else how.matrix(side, affine.zero_point)
     return Quantized.of(parts[0], parts[1], grid, dtype, zero)
 
 
@@ -25,13 +22,6 @@ def sums(weight: Quantized) -> jax.Array:
     if weight.zero_point is None:
         return found
     return found - weight.shape[2] * weight.zero_point.astype(jnp.int32)
-
-
-def matrix(how: Dot, side: int, x: jax.Array) -> jax.Array:
-    """View an operand, or its scales, as `(batch, out, in)`; of activations the outs are rows."""
-    groups = (how.batch[side], how.free(side), how.contracting[side])
-    moved = lax.transpose(x, [axis for group in groups for axis in group])
-    return moved.reshape([prod(x.shape[axis] for axis in group) for group in groups])
 
 
 def outward(how: Dot, side: int, found: jax.Array, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxopt_compress.encoded import Quantized
 from jaxopt_compress.graph import Site
 from jaxopt_compress.grids import Integers
+from jaxopt_compress.products import Conv, Dot, product
 from jaxopt_compress.quantization import numerics, operands
 from jaxopt_compress.quantization.numerics import Affine
-from jaxopt_compress.quantization.products import Conv, Dot, product
 from jaxopt_compress.quantization.rounded import (
     Rounding,
     accumulate,
@@ -34,12 +34,14 @@ def product_of(site: Site, args: Sequence[jax.Array], scheme: Scheme, state: Any
     side, weight = site.weight, state["weight"]
     x = args[1 - side]
     rounding = _rounding(site, how, 1 - side, x, scheme, state)
-    if isinstance(how, Conv):
-        return _conv(how, x, weight, rounding, dtype, integers, scheme.compute)
     shape = site.shapes[side]
-    if integers and rounding is not None and _in_integers(how, side, weight, rounding):
-        return _dot(how, side, x, weight, rounding, state.get("sums"), shape).astype(dtype)
-    return _float_dot(how, side, x, weight, rounding, scheme.compute, shape).astype(dtype)
+    if isinstance(how, Conv):
+        found = _conv(how, x, weight, rounding, dtype, integers, scheme.compute)
+    elif integers and rounding is not None and _in_integers(how, side, weight, rounding):
+        found = _dot(how, side, x, weight, rounding, state.get("sums"), shape)
+    else:
+        found = _float_dot(how, side, x, weight, rounding, scheme.compute, shape)
+    return (found + state["bias"] if "bias" in state else found).astype(dtype)
 
 
 def _rounding(site: Site, how: Dot | Conv, side: int, x: jax.Array, scheme: Scheme, state: Any) -> Rounding | None:
@@ -73,15 +75,15 @@ def _dot(
     how: Dot, side: int, x: jax.Array, weight: Quantized, rounding: Rounding, sums: jax.Array | None, shape: Any
 ) -> jax.Array:
     codes = numerics.codes(x, rounding.affine, rounding.grid)
-    rows = forms.matrix(how, 1 - side, codes)
+    rows = how.matrix(1 - side, codes)
     total = kernels.multiply(rows, weight, lambda part: part.codes, jnp.int32)
     zero = rounding.affine.zero_point
-    scale = forms.matrix(how, 1 - side, rounding.affine.scale)
+    scale = how.matrix(1 - side, rounding.affine.scale)
     if weight.zero_point is not None:
         inner = jnp.sum(rows.astype(jnp.int32), axis=2, keepdims=True)
         total = total - inner * jnp.swapaxes(weight.zero_point.astype(jnp.int32), 1, 2)
     if zero is not None and sums is not None:
-        total = total - forms.matrix(how, 1 - side, zero.astype(jnp.int32)) * jnp.swapaxes(sums, 1, 2)
+        total = total - how.matrix(1 - side, zero.astype(jnp.int32)) * jnp.swapaxes(sums, 1, 2)
     found = total.astype(scale.dtype) * (scale * jnp.swapaxes(weight.scale, 1, 2))
     return forms.outward(how, side, found, x, shape)
 
@@ -91,17 +93,17 @@ def _float_dot(
 ) -> jax.Array:
     sums = sums_of(x.dtype)
     if compute is None:
-        rows = forms.matrix(how, 1 - side, x if rounding is None else rounding.rounded(x))
+        rows = how.matrix(1 - side, x if rounding is None else rounding.rounded(x))
         found = kernels.multiply(rows, weight, lambda part: part.decode(), sums)
         return forms.outward(how, side, found, x, shape)
     inner = rounding is not None and all(rounding.affine.scale.shape[axis] == 1 for axis in how.summed(1 - side))
     seen = x if rounding is None else rounding.steps(x) if inner else rounding.rounded(x)
-    rows = forms.matrix(how, 1 - side, seen.astype(compute))
+    rows = how.matrix(1 - side, seen.astype(compute))
     one = weight.scale.shape[2] == 1
     unpack = _steps if one else Quantized.decode
     found = kernels.multiply(rows, weight, lambda part: unpack(part).astype(compute), sums)
     if rounding is not None and inner:
-        found = found * forms.matrix(how, 1 - side, rounding.affine.scale)
+        found = found * how.matrix(1 - side, rounding.affine.scale)
     found = found * jnp.swapaxes(weight.scale, 1, 2) if one else found
     return forms.outward(how, side, found, x, shape)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,31 @@ import jax.numpy as jnp
 from jaxopt_compress import encoded, graph, layout, tree
 from jaxopt_compress.encoded import Quantized
 from jaxopt_compress.graph import Site
+from jaxopt_compress.products import Conv, product
 from jaxopt_compress.quantization import numerics, operands
 from jaxopt_compress.quantization.numerics import Affine
-from jaxopt_compress.quantization.products import Conv, product
+from jaxopt_compress.quantization.operands import per_layer
 from jaxopt_compress.quantization.quantize import Quantization
 from jaxopt_compress.quantization.schemes import Scheme
+from jaxopt_compress.quantization.seen import weights_of
 from jaxopt_compress.quantization.serving import forms
 
 
-def prepare(q: Quantization, params: Any, ranges: graph.States) -> graph.States:
+class Given(NamedTuple):
+    """A weight whose codes are known, in the shape that its product sees.
+
+    Attributes:
+      codes: one a byte.
+      affine: what they stand for.
+      bias: what is added to the output.
+    """
+
+    codes: jax.Array
+    affine: Affine
+    bias: jax.Array | None = None
+
+
+def prepare(q: Quantization, params: Any, ranges: graph.States, rounded: Mapping[str, Any]) -> graph.States:
     """Return the weights of the sites in codes.
 
     Weights are found wherever they are, in a scan or behind a transpose, as their products see them. Leaves that are
@@ -26,26 +42,27 @@ def prepare(q: Quantization, params: Any, ranges: graph.States) -> graph.States:
     """
     leaves = tree.leaves(params, is_leaf=is_stored)
     codes = {path: leaf for path, leaf in leaves.items() if is_stored(leaf)}
-    seen = _seen(q, encoded.decode(params))
+    seen = weights_of(q, encoded.decode(params))
     parts = _parts(q, params, codes) if codes else {}
     held = {}
     for site in q.rounded_sites:
         if site.name in seen:
             scheme, learned = q.schemes[site.name], ranges[site.name].get(str(site.weight))
             given = _given(site, scheme, codes[site.path], parts) if site.path in codes else None
-            form = _per_layer(site, partial(_form, site, scheme))
+            given = _rounded(site, scheme, rounded[site.name]) if site.name in rounded else given
+            form = per_layer(site, partial(_form, site, scheme))
             held[site.name] = form(seen[site.name], learned, given)
     return held
 
 
 def activations(q: Quantization, ranges: graph.States) -> graph.States:
-    """Return what static ranges of activations come to, by site and operand: "scale", and "zero_point" if it has one."""
+    """Return what static ranges of activations come to, by site and operand: "scale", maybe "zero_point"."""
     found = {}
     for site in q.rounded_sites:
         scheme, own = q.schemes[site.name], dict[str, Any]()
         for side, state in ranges[site.name].items():
             if side != str(site.weight):
-                own[side] = _named(_per_layer(site, partial(operands.known, site, int(side), scheme))(state))
+                own[side] = _named(per_layer(site, partial(operands.known, site, int(side), scheme))(state))
         found[site.name] = own
     return found
 
@@ -60,52 +77,27 @@ def is_stored(leaf: Any) -> bool:
     return isinstance(leaf, Quantized)
 
 
-def _seen(q: Quantization, params: Any) -> dict[str, jax.Array]:
-    """Return the weights of all products as these see them, with the layers of a scan in front.
-
-    The function is run on zeros, with every product writing down its weight; nothing else is asked for, so that
-    nothing else is computed.
-    """
-    sites = {site.name: site for site in q.rounded_sites if _rounds_weight(site, q.schemes[site.name])}
-    read = graph.survey(q.fn, sites, lambda site, args: args[site.weight or 0])
-
-    def run(params):
-        blank = {name: _blank(site) for name, site in sites.items()}
-        inputs = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), q.shapes[1:])
-        return read(params, blank, *inputs)
-
-    return jax.jit(run)(params)
-
-
-def _blank(site: Site) -> jax.Array:
-    like = site.op.ins[site.weight or 0].aval
-    return jnp.zeros((*site.stacked, *like.shape), like.dtype)
-
-
-def _rounds_weight(site: Site, scheme: Scheme) -> bool:
-    return site.weight is not None and (scheme.weight is not None or site.kind == "gather")
-
-
-def _per_layer(site: Site, fn: Callable) -> Callable:
-    for _ in site.stacked:
-        fn = jax.vmap(fn)
-    return fn
-
-
-def _form(site: Site, scheme: Scheme, w: jax.Array, learned: Any, given: Any) -> dict[str, Any]:
+def _form(site: Site, scheme: Scheme, w: jax.Array, learned: Any, given: Given | None) -> dict[str, Any]:
     """Store one weight: fitted, with the scales that were learned, or as the codes that it is already."""
-    side = site.weight or 0
-    if given is not None:
-        codes, affine, grid = (*given, scheme.weight or operands.TABLE)
-    else:
-        grid, affine, *_ = operands.rounding_of(site, w, scheme, {str(side): learned})
-        codes = numerics.codes(w, affine, grid)
+    side, grid = site.weight or 0, scheme.weight or operands.TABLE
+    if given is None:
+        affine = operands.weight_affine(site, scheme, w, learned)
+        given = Given(numerics.codes(w, affine, grid), affine)
+    codes, affine, bias = given
+    more = {} if bias is None else {"bias": bias}
     if site.kind == "gather" or isinstance(how := product(site), Conv):
-        return {"weight": Quantized.of(codes, affine.scale, grid, w.dtype.name, affine.zero_point)}
-    held: dict[str, Any] = {"weight": forms.stored(how, side, codes, affine, grid, w.dtype.name)}
+        return {"weight": Quantized.of(codes, affine.scale, grid, w.dtype.name, affine.zero_point), **more}
+    weight = forms.stored(how, side, codes, affine, grid, w.dtype.name)
     if operands.has_zero_point(site, scheme):
-        held["sums"] = forms.sums(held["weight"])
-    return held
+        more["sums"] = forms.sums(weight)
+    return {"weight": weight, **more}
+
+
+def _rounded(site: Site, scheme: Scheme, held: Mapping[str, Any]) -> Given:
+    codes = held["codes"]
+    if codes.grid != scheme.weight:
+        raise ValueError(f"`convert`: {site.name!r} was rounded to {codes.grid}; its scheme says {scheme.weight}.")
+    return Given(codes.codes, Affine(codes.scale, codes.zero_point), held.get("bias"))
 
 
 def _parts(q: Quantization, params: Any, codes: Mapping[str, Quantized]) -> dict[str, dict[str, jax.Array]]:
@@ -113,7 +105,7 @@ def _parts(q: Quantization, params: Any, codes: Mapping[str, Quantized]) -> dict
 
     def whole(read: Callable[[Quantized], jax.Array]) -> dict[str, jax.Array]:
         as_floats = {path: _moved(leaf, read(leaf)) for path, leaf in codes.items()}
-        return _seen(q, tree.replace(params, as_floats, is_leaf=is_stored))
+        return weights_of(q, tree.replace(params, as_floats, is_leaf=is_stored))
 
     found = {"codes": whole(lambda leaf: leaf.codes), "scale": whole(lambda leaf: leaf.scale)}
     if any(leaf.zero_point is not None for leaf in codes.values()):
@@ -126,7 +118,7 @@ def _moved(leaf: Quantized, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(spread, leaf.shape).astype(leaf.dtype)
 
 
-def _given(site: Site, scheme: Scheme, leaf: Quantized, parts: Any) -> tuple[jax.Array, Affine]:
+def _given(site: Site, scheme: Scheme, leaf: Quantized, parts: Any) -> Given:
     """Return the codes of a leaf where its product sees them.
 
     Raises:
@@ -138,11 +130,11 @@ def _given(site: Site, scheme: Scheme, leaf: Quantized, parts: Any) -> tuple[jax
     if leaf.grid != grid:
         raise ValueError(f"`convert`: {site.path!r} is stored on {leaf.grid}; the scheme of {name!r} says {grid}.")
     shape = operands.scale_shape_of(site, scheme)
-    reduce = _per_layer(site, lambda x: layout.reduce_runs(jnp.max, x, shape))
+    reduce = per_layer(site, lambda x: layout.reduce_runs(jnp.max, x, shape))
     found = {key: reduce(part[name]) for key, part in parts.items() if key != "codes"}
-    least = _per_layer(site, lambda x: layout.reduce_runs(jnp.min, x, shape))(parts["scale"][name])
+    least = per_layer(site, lambda x: layout.reduce_runs(jnp.min, x, shape))(parts["scale"][name])
     if not bool(jnp.array_equal(found["scale"], least)):
         raise ValueError(f"`convert`: the scales of {site.path!r} vary within what {name!r} gives one scale.")
     zero = found["zero_point"].astype(jnp.int8) if leaf.zero_point is not None else None
     codes = parts["codes"][name].astype(leaf.codes.dtype)
-    return codes, Affine(found["scale"], zero)
+    return Given(codes, Affine(found["scale"], zero))

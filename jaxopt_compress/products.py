@@ -57,6 +57,30 @@ class Dot:
         ones = (1,) * others
         return scale.reshape((*sizes, *ones) if side == 0 else (*sizes[:batch], *ones, *sizes[batch:]))
 
+    def matrix(self, side: int, x: jax.Array) -> jax.Array:
+        """View an operand, or its scales, as `(batch, rows, summed)`; of weights the rows are outputs."""
+        groups = self._parts(side)
+        moved = lax.transpose(x, [axis for group in groups for axis in group])
+        return moved.reshape([prod(x.shape[axis] for axis in group) for group in groups])
+
+    def operand(self, side: int, matrix: jax.Array, shape: Axes) -> jax.Array:
+        """Undo `matrix` for an operand of some shape."""
+        order = [axis for group in self._parts(side) for axis in group]
+        moved = matrix.reshape([shape[axis] for axis in order])
+        return lax.transpose(moved, [order.index(axis) for axis in range(len(shape))])
+
+    def rows(self, side: int, x: jax.Array, weight: Axes) -> jax.Array:
+        """View an activation as the rows that are multiplied with each output of a weight, `(batch, rows, summed)`."""
+        del weight
+        return self.matrix(side, x)
+
+    def added(self, side: int, bias: jax.Array, weight: Axes) -> jax.Array:
+        """Lay out numbers for each output of a weight, `(batch, outputs)`, so that they can be added to the output."""
+        return _added(self, side, bias, weight)
+
+    def _parts(self, side: int) -> tuple[Axes, Axes, Axes]:
+        return self.batch[side], self.free(side), self.contracting[side]
+
     def transposed(self, side: int, g: jax.Array, other: jax.Array) -> jax.Array:
         """Return the cotangent of an operand in float32, given that of the output and the other operand."""
         batch, mine, others = len(self.batch[0]), self.free(side), self.free(1 - side)
@@ -122,6 +146,36 @@ class Conv:
         sizes[out[side]] = scale.shape[spec[0]]
         return scale.reshape(sizes)
 
+    def matrix(self, side: int, x: jax.Array) -> jax.Array:
+        """View the kernel, or its scales, as `(groups, outputs, summed)`."""
+        if side == 0:
+            raise ValueError("`Conv.matrix`: the input is read in windows; see `rows`.")
+        moved = lax.transpose(x, self.numbers.rhs_spec)
+        return moved.reshape(self.groups, moved.shape[0] // self.groups, prod(moved.shape[1:]))
+
+    def operand(self, side: int, matrix: jax.Array, shape: Axes) -> jax.Array:
+        """Undo `matrix` for a kernel of some shape."""
+        del side
+        order = self.numbers.rhs_spec
+        moved = matrix.reshape([shape[axis] for axis in order])
+        return lax.transpose(moved, [order.index(axis) for axis in range(len(shape))])
+
+    def rows(self, side: int, x: jax.Array, weight: Axes) -> jax.Array:
+        """View the input as the windows that are multiplied with each output, `(groups, places, summed)`."""
+        del side
+        window = [weight[axis] for axis in self.numbers.rhs_spec[2:]]
+        moved = lax.transpose(x, self.numbers.lhs_spec)  # batch, features, places
+        found = lax.conv_general_dilated_patches(
+            *(moved, window, self.strides, self.padding, self.lhs_dilation, self.rhs_dilation),
+            precision=lax.Precision.HIGHEST,
+        )
+        split = found.reshape(found.shape[0], self.groups, -1, prod(found.shape[2:]))
+        return lax.transpose(split, (1, 0, 3, 2)).reshape(self.groups, -1, split.shape[2])
+
+    def added(self, side: int, bias: jax.Array, weight: Axes) -> jax.Array:
+        """Lay out numbers for each output, `(groups, outputs)`, so that they can be added to the output."""
+        return _added(self, side, bias, weight)
+
     def transposed(self, side: int, g: jax.Array, other: jax.Array, shape: Axes) -> jax.Array:
         """Return the cotangent of an operand of some shape, all in float32: no other dtype has fast kernels on CPU."""
         like = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -136,6 +190,12 @@ class Conv:
         none = ((0, 0),) * len(self.padding)
         rest = Conv(self.numbers, self.strides, none, (1,) * len(none), self.rhs_dilation, self.groups)
         return rest, lax.pad(a, filling, config)
+
+
+def _added(how: "Dot | Conv", side: int, bias: jax.Array, weight: Axes) -> jax.Array:
+    summed = how.summed(side)
+    like = tuple(1 if axis in summed else n for axis, n in enumerate(weight))
+    return how.outward(side, how.operand(side, bias[..., None], like))
 
 
 def product(site: Site) -> Dot | Conv:
@@ -155,7 +215,9 @@ def product(site: Site) -> Dot | Conv:
             tuple(p[name]) for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
         )
         return Conv(p["dimension_numbers"], strides, padding, lhs, rhs, p["feature_group_count"])
-    raise ValueError(f"`quantize`: {site.name!r} is a `{site.kind}` ({site.op.source}), which cannot be rounded.")
+    raise ValueError(
+        f"`product`: {site.name!r} is a `{site.kind}` ({site.op.source}), no plain product, so it cannot be rounded."
+    )
 
 
 def runs(summed: Sequence[int], shape: Axes) -> int:

@@ -1,0 +1,11 @@
+"""Post-training methods: better codes for the weights of a trained function, from unlabelled batches."""
+
+from jaxopt_compress.quantization.post_training.adaround import adaround as adaround
+from jaxopt_compress.quantization.post_training.bias import corrected as corrected
+from jaxopt_compress.quantization.post_training.gptq import gptq as gptq
+from jaxopt_compress.quantization.post_training.method import Found as Found
+from jaxopt_compress.quantization.post_training.method import Layer as Layer
+from jaxopt_compress.quantization.post_training.method import Method as Method
+from jaxopt_compress.quantization.post_training.nearest import nearest as nearest
+from jaxopt_compress.quantization.post_training.round_weights import Rounded as Rounded
+from jaxopt_compress.quantization.post_training.round_weights import round_weights as round_weights

@@ -1,0 +1,211 @@
+"""A method over all weights of a quantized function."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxopt_compress import graph, layout
+from jaxopt_compress.calibration import Gram, calibrate
+from jaxopt_compress.encoded import Quantized
+from jaxopt_compress.graph import Site
+from jaxopt_compress.grids import Grid
+from jaxopt_compress.products import product
+from jaxopt_compress.quantization import numerics, operands
+from jaxopt_compress.quantization.numerics import Affine
+from jaxopt_compress.quantization.operands import per_layer
+from jaxopt_compress.quantization.post_training.method import Found, Layer, Method, error
+from jaxopt_compress.quantization.quantize import Quantization
+from jaxopt_compress.quantization.seen import weights_of
+
+
+class Rounded(NamedTuple):
+    """The weights of a function in codes, for `convert`; print it for a table.
+
+    Attributes:
+      weights: by the name of a site, "codes", a `Quantized` in the shape that the product sees, and maybe "bias", which
+        is added to its output. Layers of a scan stand in front.
+      notes: numbers by the name of a site, one for each layer and group: "error" is the mean square error of the
+        outputs as a fraction of their mean square, where the method knows how inputs go together.
+    """
+
+    weights: dict[str, dict[str, Any]]
+    notes: dict[str, dict[str, jax.Array]]
+
+    def __str__(self) -> str:
+        keys = sorted({key for notes in self.notes.values() for key in notes})
+        table = Table("site", "codes", *keys, title="post-training rounding")
+        for name, held in self.weights.items():
+            shown = [_span(self.notes[name][key]) if key in self.notes[name] else "" for key in keys]
+            table.add_row(name, "x".join(map(str, held["codes"].shape)), *shown)
+        console = Console(width=120, no_color=True)
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get()
+
+
+def _span(values: jax.Array) -> str:
+    low, high = float(jnp.min(values)), float(jnp.max(values))
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+
+
+def round_weights(
+    q: Quantization,
+    params: Any,
+    batches: Iterable[Any],
+    method: Method,
+    *,
+    ranges: graph.States | None = None,
+    states: graph.States | None = None,
+    sequential: bool = False,
+    progress: bool = False,
+) -> Rounded:
+    """Choose the codes of all weights of a quantized function, without labels.
+
+    Args:
+      q: what `quantize` returned; its schemes say to which grids, and with which scales.
+      params: the trained parameters.
+      batches: tuples of inputs, or single inputs; with `sequential` they are gone through once for every stage.
+      method: one of `post_training`.
+      ranges: of activations; learned scales of weights are taken from there.
+      states: the statistics, of `calibrate(q.fn, params, batches, method.statistic)`, in place of batches.
+      sequential: whether layers are rounded in the order of the program, each calibrated on what the rounded layers
+        before it let through, and not on what the trained ones did. Layers of a scan are rounded together.
+      progress: whether to show a bar.
+
+    Returns:
+      What `convert(q, params, ranges, rounded)` takes.
+
+    Raises:
+      ValueError: no batches for a method that needs some; a grid that the method cannot round to.
+    """
+    sites = [site for site in q.rounded_sites if q.schemes[site.name].weight and site.weight is not None]
+    sites = [site for site in sites if site.kind != "gather"]
+    seen, ranges = weights_of(q, params), q.init() if ranges is None else ranges
+    done = Rounded({}, {})
+    if sequential and method.statistic is not None and states is None:
+        batches = list(batches)
+        for stage in _stages(sites):
+            found = calibrate(
+                *(q.fn, params, batches, method.statistic),
+                where=_one_of(stage),
+                run=_behind,
+                extra={name: _floats(held) for name, held in done.weights.items()},
+                progress=progress,
+            )
+            new = _solve(q, stage, seen, ranges, found, method)
+            done = Rounded(done.weights | new.weights, done.notes | new.notes)
+        return done
+    if states is None and method.statistic is not None:
+        states = calibrate(q.fn, params, batches, method.statistic, where=_one_of(sites), progress=progress)
+    return _solve(q, sites, seen, ranges, states or {}, method)
+
+
+def _one_of(sites: Sequence[Site]) -> Callable[[Site], bool]:
+    names = {site.name for site in sites}
+    return lambda site: site.name in names
+
+
+def _stages(sites: Sequence[Site]) -> list[list[Site]]:
+    """Put those together that multiply the same activation, in the order of the program."""
+    stages: dict[Any, list[Site]] = {}
+    for site in sites:
+        stages.setdefault(site.op.ins[1 - (site.weight or 0)], []).append(site)
+    return list(stages.values())
+
+
+def _floats(held: dict[str, Any]) -> dict[str, Any]:
+    return {"weight": held["codes"].decode()} | {key: leaf for key, leaf in held.items() if key == "bias"}
+
+
+def _behind(site: Site, args: Sequence[jax.Array], extra: Any) -> tuple[Sequence[jax.Array], Sequence[jax.Array]]:
+    """Run a product with its rounded weight, if it has one."""
+    if extra is None:
+        return args, graph.bind(site.op, args)
+    given = list(args)
+    given[site.weight or 0] = extra["weight"]
+    (out,) = graph.bind(site.op, given)
+    return args, [out + extra["bias"].astype(out.dtype) if "bias" in extra else out]
+
+
+class _Task(NamedTuple):
+    """The layers of a site, and its groups, on one axis."""
+
+    site: Site
+    layer: Layer
+
+
+def _solve(
+    q: Quantization,
+    sites: Sequence[Site],
+    seen: dict[str, jax.Array],
+    ranges: graph.States,
+    states: graph.States,
+    method: Method,
+) -> Rounded:
+    """Solve layers of one shape together."""
+    alike, affines = defaultdict[Any, list[_Task]](list), {}
+    for site in sites:
+        scheme, w = q.schemes[site.name], seen[site.name]
+        fit = per_layer(site, partial(operands.weight_affine, site, scheme))
+        affines[site.name] = fit(w, ranges[site.name].get(str(site.weight)))
+        layer = per_layer(site, partial(_layer, site))(w, affines[site.name], states.get(site.name))
+        layer = _merged(layer, len(site.stacked))
+        shapes = tuple((x.shape[1:], x.dtype) for x in jax.tree.leaves(layer))
+        alike[scheme.weight, shapes].append(_Task(site, layer))
+    found: dict[str, Found] = {}
+    for (grid, _), tasks in alike.items():
+        stacked = jax.tree.map(lambda *xs: jnp.concatenate(xs), *[task.layer for task in tasks])
+        whole = _solved(stacked, method=method, grid=grid)
+        ends = np.cumsum([len(task.layer.w) for task in tasks])
+        for task, end in zip(tasks, ends):
+            own = slice(end - len(task.layer.w), end)
+            found[task.site.name] = jax.tree.map(lambda x, own=own: x[own], whole)
+    weights = {}
+    for site in sites:
+        stored = partial(_stored, site, q.schemes[site.name].weight, seen[site.name].dtype.name)
+        weights[site.name] = stored(affines[site.name], found[site.name])
+    return Rounded(weights, {site.name: dict(found[site.name].notes) for site in sites})
+
+
+def _merged(layer: Layer, axes: int) -> Layer:
+    """Put layers of scans and groups on one axis."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes + 1 :]), layer)
+
+
+def _layer(site: Site, w: jax.Array, affine: Affine, state: Any) -> Layer:
+    """View a weight as matrices, one for each group."""
+    how, side = product(site), site.weight or 0
+    whole = jax.tree.map(lambda x: how.matrix(side, layout.spread(x, w.shape)), affine)
+    matrix = how.matrix(side, numerics.wide(w))
+    groups = len(matrix)
+    own = jax.tree.map(lambda x: jnp.broadcast_to(x, (groups, *x.shape)) if x.ndim == 0 else x, state)
+    return Layer(matrix, whole, own)
+
+
+@partial(jax.jit, static_argnames=("method", "grid"))
+def _solved(layers: Layer, *, method: Method, grid: Grid) -> Found:
+    def solve(layer: Layer) -> Found:
+        found = method.solve(layer, grid)
+        notes = {"error": error(layer, found.codes, grid)} if isinstance(layer.seen, Gram) else {}
+        return found._replace(notes={**notes, **found.notes})
+
+    return jax.vmap(solve)(layers)
+
+
+def _stored(site: Site, grid: Any, dtype: str, affine: Affine, found: Found) -> dict[str, Any]:
+    how, side = product(site), site.weight or 0
+
+    def one(codes, bias, affine):
+        whole = how.operand(side, codes, site.shapes[side])
+        held: dict[str, Any] = {"codes": Quantized.of(whole, affine.scale, grid, dtype, affine.zero_point)}
+        return held if bias is None else held | {"bias": how.added(side, bias, site.shapes[side])}
+
+    by_layer = lambda x: None if x is None else x.reshape(*site.stacked, -1, *x.shape[1:])  # noqa: E731
+    return per_layer(site, one)(by_layer(found.codes), by_layer(found.bias), affine)
