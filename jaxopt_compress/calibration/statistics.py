@@ -28,7 +28,7 @@ class Moments(NamedTuple):
     """What each input is like.
 
     Attributes:
-      rows: how many, a float32 scalar.
+      rows: how many, `(groups, 1)`.
       total: the sum of each input, `(groups, ins)`.
       absolute: of absolute values.
       squares: of squares.
@@ -56,7 +56,7 @@ class Gram(NamedTuple):
     """How inputs go together.
 
     Attributes:
-      rows: how many, a float32 scalar.
+      rows: how many, `(groups, 1)`.
       total: the sum of each input, `(groups, ins)`.
       products: the sum of `x x^T`, `(groups, ins, ins)`.
     """
@@ -73,12 +73,12 @@ class Gram(NamedTuple):
     @property
     def second(self) -> jax.Array:
         """The mean of `x x^T`."""
-        return self.products / self.rows
+        return self.products / self.rows[..., None]
 
     @property
     def norm(self) -> jax.Array:
         """The root mean square of each input."""
-        return jnp.sqrt(jnp.diagonal(self.second, axis1=1, axis2=2))
+        return jnp.sqrt(jnp.diagonal(self.second, axis1=-2, axis2=-1))
 
 
 def moments() -> Statistic:
@@ -86,7 +86,7 @@ def moments() -> Statistic:
 
     def init(groups: int, ins: int) -> Moments:
         nothing = jnp.zeros((groups, ins))
-        return Moments(jnp.zeros(()), nothing, nothing, nothing, nothing)
+        return Moments(jnp.zeros((groups, 1)), nothing, nothing, nothing, nothing)
 
     def update(state: Moments, rows: jax.Array) -> Moments:
         rows = rows.astype(jnp.float32)
@@ -106,7 +106,7 @@ def gram() -> Statistic:
     """Sum up the products of all pairs of inputs; 4 bytes a pair, so a square matrix for each layer."""
 
     def init(groups: int, ins: int) -> Gram:
-        return Gram(jnp.zeros(()), jnp.zeros((groups, ins)), jnp.zeros((groups, ins, ins)))
+        return Gram(jnp.zeros((groups, 1)), jnp.zeros((groups, ins)), jnp.zeros((groups, ins, ins)))
 
     def update(state: Gram, rows: jax.Array) -> Gram:
         rows = rows.astype(jnp.float32)

@@ -1,5 +1,8 @@
 """AdaRound: learn for every weight whether it is rounded up or down."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -39,44 +42,44 @@ def adaround(
     if steps < 1 or not 0 <= warm < 1:
         raise ValueError(f"`adaround`: `steps` is at least 1, `warm` is at least 0 and below 1; got {steps}, {warm}.")
 
+    def loss(v: jax.Array, low: jax.Array, layer: Layer, grid: Integers, unit: jax.Array, done: Any) -> jax.Array:
+        sharp = sharpness[1] + (sharpness[0] - sharpness[1]) * 0.5 * (1 + jnp.cos(done * jnp.pi))
+        up = _soft(v)
+        off = _clipped(low + up, layer, grid) * layer.affine.scale - layer.w
+        undecided = jnp.sum(1 - jnp.abs(2 * up - 1) ** sharp)
+        return quadratic(off, layer.seen.second) / unit + jnp.where(done > 0, weight, 0) * undecided
+
     def solve(layer: Layer, grid: Grid) -> Found:
         if not isinstance(grid, Integers):
             raise ValueError(f"`adaround`: only integers are rounded up or down; got {grid}.")
-        low, v = _start(layer, grid)
-        scale, second = layer.affine.scale, layer.seen.second
-        unit = quadratic(layer.w - layer.decode(layer.round(grid), grid), second) / max(layer.w.size, 1)
+        low, v = _start(layer)
+        unit = quadratic(layer.w - layer.decode(layer.round(grid), grid), layer.seen.second) / max(layer.w.size, 1)
         unit = jnp.where(unit > 0, unit, 1)
 
-        def loss(v, sharp, on):
-            up = _soft(v)
-            off = _clipped(low + up, layer, grid) * scale - layer.w
-            return quadratic(off, second) / unit + on * weight * jnp.sum(1 - jnp.abs(2 * up - 1) ** sharp)
+        def slope(v, i):
+            return jax.grad(loss)(v, low, layer, grid, unit, jnp.clip((i / steps - warm) / (1 - warm), 0, 1))
 
-        slope = jax.grad(loss)
-
-        def step(i, carry):
-            v, m, n = carry
-            done = jnp.clip((i / steps - warm) / (1 - warm), 0, 1)
-            sharp = sharpness[1] + (sharpness[0] - sharpness[1]) * 0.5 * (1 + jnp.cos(done * jnp.pi))
-            g = slope(v, sharp, (i >= warm * steps).astype(v.dtype))
-            m, n = 0.9 * m + 0.1 * g, 0.999 * n + 0.001 * g * g
-            size = jnp.sqrt(n / (1 - 0.999 ** (i + 1.0))) + 1e-8
-            return v - rate * m / (1 - 0.9 ** (i + 1.0)) / size, m, n
-
-        v = lax.fori_loop(0, steps, step, (v, jnp.zeros_like(v), jnp.zeros_like(v)))[0]
-        soft = _soft(v)
-        steps_up = jnp.where(soft >= 0.5, 1.0, 0.0)
-        zero = 0 if layer.affine.zero_point is None else layer.affine.zero_point
-        codes = jnp.clip(low + steps_up + zero, grid.lowest, grid.highest).astype(jnp.int8)
+        soft = _soft(_adam(slope, v, steps, rate))
+        codes = jnp.clip(low + jnp.where(soft >= 0.5, 1.0, 0.0) + _zero(layer), grid.lowest, grid.highest)
         undecided = jnp.mean((jnp.abs(soft - 0.5) < 0.4).astype(jnp.float32))
-        return Found(codes, notes={"undecided": undecided})
+        return Found(codes.astype(jnp.int8), notes={"undecided": undecided})
 
     return Method(gram(), solve)
 
 
-def _start(layer: Layer, grid: Integers) -> tuple[jax.Array, jax.Array]:
+def _adam(slope: Callable, v: jax.Array, steps: int, rate: float) -> jax.Array:
+    def step(i, carry):
+        v, m, n = carry
+        g = slope(v, i)
+        m, n = 0.9 * m + 0.1 * g, 0.999 * n + 0.001 * g * g
+        size = jnp.sqrt(n / (1 - 0.999 ** (i + 1.0))) + 1e-8
+        return v - rate * m / (1 - 0.9 ** (i + 1.0)) / size, m, n
+
+    return lax.fori_loop(0, steps, step, (v, jnp.zeros_like(v), jnp.zeros_like(v)))[0]
+
+
+def _start(layer: Layer) -> tuple[jax.Array, jax.Array]:
     """Return the lower neighbours, and `v` such that `low + h(v)` is the weight itself."""
-    del grid
     steps = layer.w * layout.spread(1 / layer.affine.scale, layer.w.shape)
     low = jnp.floor(steps)
     part = jnp.clip(steps - low, 0.01, 0.99)
@@ -89,5 +92,9 @@ def _soft(v: jax.Array) -> jax.Array:
 
 
 def _clipped(steps: jax.Array, layer: Layer, grid: Integers) -> jax.Array:
-    zero = 0 if layer.affine.zero_point is None else layer.affine.zero_point
-    return jnp.clip(steps, grid.lowest - zero, grid.highest - zero)
+    return jnp.clip(steps, grid.lowest - _zero(layer), grid.highest - _zero(layer))
+
+
+def _zero(layer: Layer) -> jax.Array | int:
+    zero = layer.affine.zero_point
+    return 0 if zero is None else zero.astype(layer.w.dtype)

@@ -184,9 +184,7 @@ def _layer(site: Site, w: jax.Array, affine: Affine, state: Any) -> Layer:
     how, side = product(site), site.weight or 0
     whole = jax.tree.map(lambda x: how.matrix(side, layout.spread(x, w.shape)), affine)
     matrix = how.matrix(side, numerics.wide(w))
-    groups = len(matrix)
-    own = jax.tree.map(lambda x: jnp.broadcast_to(x, (groups, *x.shape)) if x.ndim == 0 else x, state)
-    return Layer(matrix, whole, own)
+    return Layer(matrix, whole, state)
 
 
 @partial(jax.jit, static_argnames=("method", "grid"))
