@@ -58,11 +58,13 @@ class Gram(NamedTuple):
     Attributes:
       rows: how many, `(groups, 1)`.
       total: the sum of each input, `(groups, ins)`.
+      absolute: of absolute values.
       products: the sum of `x x^T`, `(groups, ins, ins)`.
     """
 
     rows: jax.Array
     total: jax.Array
+    absolute: jax.Array
     products: jax.Array
 
     @property
@@ -106,11 +108,17 @@ def gram() -> Statistic:
     """Sum up the products of all pairs of inputs; 4 bytes a pair, so a square matrix for each layer."""
 
     def init(groups: int, ins: int) -> Gram:
-        return Gram(jnp.zeros((groups, 1)), jnp.zeros((groups, ins)), jnp.zeros((groups, ins, ins)))
+        nothing = jnp.zeros((groups, ins))
+        return Gram(jnp.zeros((groups, 1)), nothing, nothing, jnp.zeros((groups, ins, ins)))
 
     def update(state: Gram, rows: jax.Array) -> Gram:
         rows = rows.astype(jnp.float32)
         found = jnp.einsum("gri,grj->gij", rows, rows, precision=jax.lax.Precision.HIGHEST)
-        return Gram(state.rows + rows.shape[1], state.total + rows.sum(1), state.products + found)
+        return Gram(
+            state.rows + rows.shape[1],
+            state.total + rows.sum(1),
+            state.absolute + jnp.abs(rows).sum(1),
+            state.products + found,
+        )
 
     return Statistic(init, update)

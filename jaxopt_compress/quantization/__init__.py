@@ -1,8 +1,10 @@
 """Quantization: numerics shared by training and serving, and the transform that rounds in the forward pass."""
 
+from jaxopt_compress.quantization import bases as bases
 from jaxopt_compress.quantization import fits as fits
 from jaxopt_compress.quantization import learned as learned
 from jaxopt_compress.quantization import observers as observers
+from jaxopt_compress.quantization import post_training as post_training
 from jaxopt_compress.quantization import schemes as schemes
 from jaxopt_compress.quantization.fake_quantize import fake_quantize as fake_quantize
 from jaxopt_compress.quantization.learned import Learned as Learned

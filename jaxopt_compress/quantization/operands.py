@@ -12,6 +12,7 @@ from jaxopt_compress.graph import Site
 from jaxopt_compress.grids import Grid, Integers
 from jaxopt_compress.products import Conv, Dot, product
 from jaxopt_compress.quantization import fits, numerics
+from jaxopt_compress.quantization.bases import Basis
 from jaxopt_compress.quantization.learned import Learned
 from jaxopt_compress.quantization.numerics import Affine
 from jaxopt_compress.quantization.observers import Observer
@@ -26,13 +27,41 @@ def init(site: Site, scheme: Scheme) -> dict[str, Any]:
     states = {}
     for side, (range_, grid) in _ranges(site, scheme).items():
         state = _unset(site, side, range_, grid, scheme) if isinstance(range_, Learned) else range_.init()
-        states[str(side)] = jax.tree.map(lambda x: jnp.broadcast_to(x, (*site.stacked, *x.shape)), state)
-    return states
+        states[str(side)] = state
+    if (basis := basis_of(site, scheme)) is not None:
+        states["basis"] = basis.init(tuple(site.shapes[0][axis] for axis in inner_axes(site, 0)))
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (*site.stacked, *x.shape)), states)
+
+
+def basis_of(site: Site, scheme: Scheme) -> Basis | None:
+    """Return the coordinates into which the operands of a site are turned, if they are."""
+    return scheme.basis if site.weight is not None and site.kind != "gather" else None
+
+
+def turned(site: Site, scheme: Scheme, state: dict[str, Any], args: Sequence[Any]) -> list[Any]:
+    """Turn both operands into the coordinates in which they are rounded."""
+    return [turn(site, scheme, state, side, x) for side, x in enumerate(args)]
+
+
+def turn(site: Site, scheme: Scheme, state: dict[str, Any], side: int, x: jax.Array) -> jax.Array:
+    """Turn an operand into the coordinates in which it is rounded."""
+    if (basis := basis_of(site, scheme)) is None:
+        return x
+    apply = basis.weight if side == site.weight else basis.activation
+    return apply(x, state["basis"], inner_axes(site, side))
+
+
+def inner_axes(site: Site, side: int) -> tuple[int, ...]:
+    """Return the axes that are summed over, in the same order for both operands; of a convolution the features."""
+    how = product(site)
+    if isinstance(how, Conv):
+        return ((how.numbers.lhs_spec, how.numbers.rhs_spec)[side][1],)
+    return how.contracting[side]
 
 
 def observe(site: Site, args: Sequence[Any], scheme: Scheme, state: dict[str, Any]) -> dict[str, Any]:
     """Fold operands into the states; a learned range is set once."""
-    after = dict(state)
+    after, args = dict(state), turned(site, scheme, state, args[:2]) if site.kind != "gather" else args
     for side, (range_, grid) in _ranges(site, scheme).items():
         x, old = args[side], state[str(side)]
         if isinstance(range_, Learned):
@@ -121,9 +150,9 @@ def rounding_of(site: Site, w: jax.Array, scheme: Scheme, state: Any) -> Roundin
     return fitted(w, shape, grid, scheme)
 
 
-def weight_affine(site: Site, scheme: Scheme, w: jax.Array, learned: Any) -> Affine:
+def weight_affine(site: Site, scheme: Scheme, w: jax.Array, state: Any) -> Affine:
     """Return the scales and zero points of one weight, fitted or learned."""
-    return rounding_of(site, w, scheme, {str(site.weight): learned}).affine
+    return rounding_of(site, w, scheme, state).affine
 
 
 def per_layer(site: Site, fn: Callable) -> Callable:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxopt_compress import graph, tree
 from jaxopt_compress.core import ParamTransform
 from jaxopt_compress.graph import Site
-from jaxopt_compress.products import product
+from jaxopt_compress.products import Conv, product
 from jaxopt_compress.quantization import operands, report, storage
 from jaxopt_compress.quantization.rounded import multiply
 from jaxopt_compress.quantization.schemes import Scheme
@@ -79,8 +79,9 @@ class Quantization:
         if site.kind == "gather":
             return [operands.looked_up(site, args, scheme)], state
         how = product(site)
-        roundings = operands.roundings(site, how, args[:2], scheme, state)
-        return [multiply(how, args[0], args[1], roundings, dtype, self.integers, scheme.compute)], state
+        a, b = operands.turned(site, scheme, state, args[:2])
+        roundings = operands.roundings(site, how, (a, b), scheme, state)
+        return [multiply(how, a, b, roundings, dtype, self.integers, scheme.compute)], state
 
     def _observed(self, site: Site, args: Sequence[Any], state: Any) -> tuple[list[Any], Any]:
         return graph.bind(site.op, args), operands.observe(site, args, self.schemes[site.name], state)
@@ -158,7 +159,11 @@ def _check(site: Site, scheme: Scheme) -> None:
             "which rounding would change; leave it out with a rule of `None`."
         )
     if site.kind != "gather":
-        product(site)
+        how = product(site)
+        if operands.basis_of(site, scheme) is not None and isinstance(how, Conv) and how.groups > 1:
+            raise ValueError(
+                f"`quantize`: {site.name!r} is a convolution in groups, whose inputs have no common basis."
+            )
     if site.kind == "gather" and scheme.weight is None:
         raise ValueError(f"`quantize`: {site.name!r} is a lookup in a table, and the scheme rounds no weights.")
     if not all(jnp.issubdtype(value.aval.dtype, jnp.floating) for value in site.op.ins[: 1 + (site.kind != "gather")]):

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxopt_compress.grids import Grid, Integers
 from jaxopt_compress.quantization import fits, learned
+from jaxopt_compress.quantization.bases import Basis
 from jaxopt_compress.quantization.learned import Learned
 from jaxopt_compress.quantization.observers import Observer
 
@@ -24,6 +25,7 @@ class Scheme:
       group_size: how many neighbours along the last summed axis share a scale of the weight; None is all.
       fit: how scales of weights are found at every step, one of `quantization.fits`.
       learned: how scales of weights are trained instead, one of `quantization.learned`.
+      basis: the coordinates in which the operands of a product with a weight are rounded, one of `quantization.bases`.
       compute: the dtype that products of floats cast their operands to, with sums in float32. With `jnp.bfloat16`
         products of stored weights are fast on machines that multiply bfloat16; None leaves them in the dtype of the
         function. Products of integers do not look at it.
@@ -37,6 +39,7 @@ class Scheme:
     fit: fits.Fit = fits.absmax
     learned: Learned | None = None
     compute: Any = None
+    basis: Basis | None = None
 
     def __post_init__(self):
         """Refuse what contradicts itself."""
@@ -60,10 +63,12 @@ def dynamic(bits: int = 8, activation_bits: int = 8) -> Scheme:
     return Scheme(Integers(bits), Integers(activation_bits))
 
 
-def weight_only(weight: int | Grid = 8, group_size: int | None = None, compute: Any = None) -> Scheme:
+def weight_only(
+    weight: int | Grid = 8, group_size: int | None = None, compute: Any = None, basis: Basis | None = None
+) -> Scheme:
     """Round weights alone."""
     grid = Integers(weight) if isinstance(weight, int) else weight
-    return Scheme(grid, None, group_size=group_size, compute=compute)
+    return Scheme(grid, None, group_size=group_size, compute=compute, basis=basis)
 
 
 def static(observer: Observer, bits: int = 8, activation_bits: int = 8, zero_point: bool = False) -> Scheme:

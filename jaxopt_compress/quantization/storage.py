@@ -10,7 +10,7 @@ from jaxopt_compress.core import ParamTransform
 from jaxopt_compress.encoded import Quantized
 from jaxopt_compress.graph import Graph, Site
 from jaxopt_compress.grids import Grid
-from jaxopt_compress.quantization import fits, numerics
+from jaxopt_compress.quantization import fits, numerics, operands
 from jaxopt_compress.quantization.numerics import Affine
 from jaxopt_compress.quantization.schemes import Scheme
 
@@ -80,6 +80,11 @@ def transform(traced: Graph, schemes: Mapping[str, Scheme]) -> ParamTransform:
 
 
 def _plan(traced: Graph, site: Site, scheme: Scheme, grid: Grid) -> Plan:
+    if scheme.learned is not None or operands.basis_of(site, scheme) is not None:
+        raise ValueError(
+            f"`quantize`: {site.path!r} is rounded in another basis, or with scales that are learned, which no "
+            "transform of the parameters knows; `convert` stores it."
+        )
     leaf = traced.leaves[traced.paths.index(site.path)]
     if not site.moved:
         raise ValueError(

@@ -9,3 +9,5 @@ from jaxopt_compress.quantization.post_training.method import Method as Method
 from jaxopt_compress.quantization.post_training.nearest import nearest as nearest
 from jaxopt_compress.quantization.post_training.round_weights import Rounded as Rounded
 from jaxopt_compress.quantization.post_training.round_weights import round_weights as round_weights
+from jaxopt_compress.quantization.post_training.smoothing import awq as awq
+from jaxopt_compress.quantization.post_training.smoothing import smoothquant as smoothquant

@@ -1,7 +1,7 @@
 """A method over all weights of a quantized function."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -88,50 +88,54 @@ def round_weights(
     sites = [site for site in q.rounded_sites if q.schemes[site.name].weight and site.weight is not None]
     sites = [site for site in sites if site.kind != "gather"]
     seen, ranges = weights_of(q, params), q.init() if ranges is None else ranges
-    done = Rounded({}, {})
-    if sequential and method.statistic is not None and states is None:
-        batches = list(batches)
-        for stage in _stages(sites):
-            found = calibrate(
-                *(q.fn, params, batches, method.statistic),
-                where=_one_of(stage),
-                run=_behind,
-                extra={name: _floats(held) for name, held in done.weights.items()},
-                progress=progress,
-            )
-            new = _solve(q, stage, seen, ranges, found, method)
-            done = Rounded(done.weights | new.weights, done.notes | new.notes)
-        return done
-    if states is None and method.statistic is not None:
-        states = calibrate(q.fn, params, batches, method.statistic, where=_one_of(sites), progress=progress)
-    return _solve(q, sites, seen, ranges, states or {}, method)
+    if states is not None and any("basis" in ranges[site.name] for site in sites):
+        raise ValueError("`round_weights`: weights are rounded in another basis, in which `states` were not gathered.")
+    done, known = Rounded({}, {}), states is not None or method.statistic is None
+    batches = list(batches) if sequential else batches
+    for stage in stages(sites) if sequential and not known else [sites]:
+        if not known:
+            states = _measured(q, params, batches, stage, ranges, done, method.statistic, progress)
+        new = _solve(q, stage, seen, ranges, states or {}, method)
+        done = Rounded(done.weights | new.weights, done.notes | new.notes)
+    return done
 
 
-def _one_of(sites: Sequence[Site]) -> Callable[[Site], bool]:
-    names = {site.name for site in sites}
-    return lambda site: site.name in names
+def _measured(
+    q: Quantization,
+    params: Any,
+    batches: Iterable[Any],
+    stage: Sequence[Site],
+    ranges: graph.States,
+    done: Rounded,
+    statistic: Any,
+    progress: bool,
+) -> graph.States:
+    """Calibrate some sites, in their bases, behind those that are rounded already."""
+    extra = {name: {key: state["basis"] for key in state if key == "basis"} for name, state in ranges.items()}
+    for name, held in done.weights.items():
+        extra[name] |= {"weight": held["codes"].decode()} | {key: held[key] for key in held if key == "bias"}
+
+    def run(site: Site, args: Sequence[Any], extra: Any) -> tuple[Sequence[Any], Sequence[Any]]:
+        if extra is None:
+            return args, graph.bind(site.op, args)
+        turned = operands.turned(site, q.schemes[site.name], extra, args[:2])
+        if "weight" not in extra:
+            return turned, graph.bind(site.op, args)
+        given = [extra["weight"] if side == site.weight else x for side, x in enumerate(turned)]
+        (out,) = graph.bind(site.op, given)
+        return turned, [out + extra["bias"].astype(out.dtype) if "bias" in extra else out]
+
+    names = {site.name for site in stage}
+    where = lambda site: site.name in names  # noqa: E731
+    return calibrate(q.fn, params, batches, statistic, where=where, run=run, extra=extra, progress=progress)
 
 
-def _stages(sites: Sequence[Site]) -> list[list[Site]]:
+def stages(sites: Sequence[Site]) -> list[list[Site]]:
     """Put those together that multiply the same activation, in the order of the program."""
-    stages: dict[Any, list[Site]] = {}
+    found: dict[Any, list[Site]] = {}
     for site in sites:
-        stages.setdefault(site.op.ins[1 - (site.weight or 0)], []).append(site)
-    return list(stages.values())
-
-
-def _floats(held: dict[str, Any]) -> dict[str, Any]:
-    return {"weight": held["codes"].decode()} | {key: leaf for key, leaf in held.items() if key == "bias"}
-
-
-def _behind(site: Site, args: Sequence[jax.Array], extra: Any) -> tuple[Sequence[jax.Array], Sequence[jax.Array]]:
-    """Run a product with its rounded weight, if it has one."""
-    if extra is None:
-        return args, graph.bind(site.op, args)
-    given = list(args)
-    given[site.weight or 0] = extra["weight"]
-    (out,) = graph.bind(site.op, given)
-    return args, [out + extra["bias"].astype(out.dtype) if "bias" in extra else out]
+        found.setdefault(site.op.ins[1 - (site.weight or 0)], []).append(site)
+    return list(found.values())
 
 
 class _Task(NamedTuple):
@@ -152,9 +156,10 @@ def _solve(
     """Solve layers of one shape together."""
     alike, affines = defaultdict[Any, list[_Task]](list), {}
     for site in sites:
-        scheme, w = q.schemes[site.name], seen[site.name]
-        fit = per_layer(site, partial(operands.weight_affine, site, scheme))
-        affines[site.name] = fit(w, ranges[site.name].get(str(site.weight)))
+        scheme, state = q.schemes[site.name], ranges[site.name]
+        turn = lambda state, w, site=site, scheme=scheme: operands.turn(site, scheme, state, site.weight or 0, w)  # noqa: E731
+        w = per_layer(site, turn)(state, seen[site.name])
+        affines[site.name] = per_layer(site, partial(operands.weight_affine, site, scheme))(w, state)
         layer = per_layer(site, partial(_layer, site))(w, affines[site.name], states.get(site.name))
         layer = _merged(layer, len(site.stacked))
         shapes = tuple((x.shape[1:], x.dtype) for x in jax.tree.leaves(layer))

@@ -32,7 +32,7 @@ def product_of(site: Site, args: Sequence[jax.Array], scheme: Scheme, state: Any
         first, second = (_rounding(site, how, side, x, scheme, state) for side, x in enumerate(args))
         return multiply(how, args[0], args[1], (first, second), dtype, integers, scheme.compute)
     side, weight = site.weight, state["weight"]
-    x = args[1 - side]
+    x = operands.turn(site, scheme, state, 1 - side, args[1 - side])
     rounding = _rounding(site, how, 1 - side, x, scheme, state)
     shape = site.shapes[side]
     if isinstance(how, Conv):

@@ -47,21 +47,23 @@ def prepare(q: Quantization, params: Any, ranges: graph.States, rounded: Mapping
     held = {}
     for site in q.rounded_sites:
         if site.name in seen:
-            scheme, learned = q.schemes[site.name], ranges[site.name].get(str(site.weight))
+            scheme, state = q.schemes[site.name], ranges[site.name]
             given = _given(site, scheme, codes[site.path], parts) if site.path in codes else None
             given = _rounded(site, scheme, rounded[site.name]) if site.name in rounded else given
             form = per_layer(site, partial(_form, site, scheme))
-            held[site.name] = form(seen[site.name], learned, given)
+            held[site.name] = form(seen[site.name], state, given)
     return held
 
 
 def activations(q: Quantization, ranges: graph.States) -> graph.States:
-    """Return what static ranges of activations come to, by site and operand: "scale", maybe "zero_point"."""
+    """Return what is kept of the ranges of activations, by site and operand: "scale", maybe "zero_point"; the basis."""
     found = {}
     for site in q.rounded_sites:
         scheme, own = q.schemes[site.name], dict[str, Any]()
         for side, state in ranges[site.name].items():
-            if side != str(site.weight):
+            if side == "basis":
+                own[side] = state
+            elif side != str(site.weight):
                 own[side] = _named(per_layer(site, partial(operands.known, site, int(side), scheme))(state))
         found[site.name] = own
     return found
@@ -77,11 +79,12 @@ def is_stored(leaf: Any) -> bool:
     return isinstance(leaf, Quantized)
 
 
-def _form(site: Site, scheme: Scheme, w: jax.Array, learned: Any, given: Given | None) -> dict[str, Any]:
+def _form(site: Site, scheme: Scheme, w: jax.Array, state: Any, given: Given | None) -> dict[str, Any]:
     """Store one weight: fitted, with the scales that were learned, or as the codes that it is already."""
     side, grid = site.weight or 0, scheme.weight or operands.TABLE
     if given is None:
-        affine = operands.weight_affine(site, scheme, w, learned)
+        w = operands.turn(site, scheme, state, side, w)
+        affine = operands.weight_affine(site, scheme, w, state)
         given = Given(numerics.codes(w, affine, grid), affine)
     codes, affine, bias = given
     more = {} if bias is None else {"bias": bias}
@@ -127,6 +130,8 @@ def _given(site: Site, scheme: Scheme, leaf: Quantized, parts: Any) -> Given:
     grid, name = scheme.weight or operands.TABLE, site.name
     if not site.moved or leaf.dtype != site.op.ins[site.weight or 0].aval.dtype.name:
         raise ValueError(f"`convert`: {site.path!r} is stored as codes, and computed with before its product {name!r}.")
+    if operands.basis_of(site, scheme) is not None:
+        raise ValueError(f"`convert`: {site.path!r} is stored as codes, and its scheme rounds it in another basis.")
     if leaf.grid != grid:
         raise ValueError(f"`convert`: {site.path!r} is stored on {leaf.grid}; the scheme of {name!r} says {grid}.")
     shape = operands.scale_shape_of(site, scheme)
