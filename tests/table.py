@@ -11,14 +11,22 @@ import jaxopt_compress as jc
 from jaxopt_compress import grids, pruning
 from jaxopt_compress.grids import Integers
 from jaxopt_compress.pruning import magnitude, prune, taylor
-from jaxopt_compress.quantization import fake_quantize, fits
+from jaxopt_compress.quantization import binary, dorefa, fake_quantize, fits, stochastic, ternary
 
 
 class Row(NamedTuple):
-    """A transform under test, and what is particular about it."""
+    """A transform under test, and what is particular about it.
+
+    Attributes:
+      name: of the row.
+      make: the transform.
+      adds: whether its state holds sums, or a tanh, whose last bit depends on how the program is compiled; all other
+        rows are held to every bit.
+    """
 
     name: str
     make: Callable[[], jc.ParamTransform]
+    adds: bool = False
 
 
 def weights_of(t: jc.ParamTransform) -> jc.ParamTransform:
@@ -70,6 +78,12 @@ TABLE = [
     Row("nf4", lambda: blocks_of(fake_quantize(grids.NF4, group_size=4))),
     Row("mx", lambda: blocks_of(fake_quantize(grids.E2M1, group_size=8, fit=fits.power_of_two))),
     Row("binary", lambda: blocks_of(fake_quantize(grids.BINARY))),
+    Row("binary_connect", lambda: blocks_of(binary(scaled=False))),
+    Row("binary_drawn", lambda: blocks_of(binary(key=KEY)), adds=True),
+    Row("xnor", lambda: weights_of(binary()), adds=True),
+    Row("ternary", lambda: weights_of(ternary()), adds=True),
+    Row("dorefa", lambda: weights_of(dorefa(2)), adds=True),
+    Row("stochastic", lambda: blocks_of(stochastic(4, KEY))),
     Row("int8_periodic", lambda: weights_of(jc.periodic(fake_quantize(8), every=3))),
     Row("leafwise", lambda: jc.leafwise(lambda w: jnp.max(w), lambda w, s: jnp.minimum(w, s))),
     Row("stacked", lambda: jc.select("**/embedding", jc.stacked(fake_quantize(8, channel_axes=())))),

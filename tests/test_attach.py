@@ -47,6 +47,7 @@ WRAPPERS: dict[str, Any] = {
     "prodigy": optax.contrib.prodigy(),
     "low_precision_moments": optax.adam(0.1, mu_dtype=jnp.bfloat16),
     "ours": jc.optimizers.adamw(0.1, weight_decay=0.1),
+    "eight_bit": jc.optimizers.adam_8bit(0.1, min_size=1),
     "alternate": jc.optimizers.alternate(ADAM, MOMENTUM, every=1),
 }
 

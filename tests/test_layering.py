@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "distillation": {"graph"},
     "graph": {"tree"},
     "shrinking": {"tree", "graph"},
-    "optimizers": {"core", "combinators", "tree", "encoded"},
+    "optimizers": {"core", "combinators", "tree", "encoded", "layout"},
     "export": {"tree", "encoded", "graph", "grids"},
     "report": {"core", "tree", "encoded", "graph", "export"},
 }

@@ -8,6 +8,10 @@ from jaxopt_compress.quantization import post_training as post_training
 from jaxopt_compress.quantization import schemes as schemes
 from jaxopt_compress.quantization.fake_quantize import fake_quantize as fake_quantize
 from jaxopt_compress.quantization.learned import Learned as Learned
+from jaxopt_compress.quantization.low_bit import binary as binary
+from jaxopt_compress.quantization.low_bit import dorefa as dorefa
+from jaxopt_compress.quantization.low_bit import stochastic as stochastic
+from jaxopt_compress.quantization.low_bit import ternary as ternary
 from jaxopt_compress.quantization.numerics import Affine as Affine
 from jaxopt_compress.quantization.observers import Observer as Observer
 from jaxopt_compress.quantization.quantize import Quantization as Quantization

@@ -65,7 +65,9 @@ def fake_quantize(
     axes = (channel_axes,) if isinstance(channel_axes, int) else tuple(channel_axes)
 
     def fit_all(params):
-        shapes = {path: _scale_shape(path, w, axes, group_size) for path, w in tree.weights(params).items()}
+        shapes = {
+            path: scale_shape("fake_quantize", path, w, axes, group_size) for path, w in tree.weights(params).items()
+        }
         return tree.Selection((path, fit(w, shapes[path], grid)) for path, w in tree.weights(params).items())
 
     def apply(params, state):
@@ -91,14 +93,17 @@ def _grid(bits: int | Grid) -> Grid:
     return Integers(int(bits))
 
 
-def _scale_shape(path: str, w: jax.Array, channel_axes: tuple[int, ...], group_size: int | None) -> tuple[int, ...]:
+def scale_shape(
+    call: str, path: str, w: jax.Array, channel_axes: tuple[int, ...], group_size: int | None = None
+) -> tuple[int, ...]:
+    """Return the shape of the scales of a leaf; refuse what has none."""
     absent = [axis for axis in channel_axes if not -w.ndim <= axis < w.ndim]
     if absent:
-        raise ValueError(f"`fake_quantize`: axis {absent[0]} of {path!r} does not exist; its shape is {w.shape}.")
+        raise ValueError(f"`{call}`: axis {absent[0]} of {path!r} does not exist; its shape is {w.shape}.")
     shared = [axis for axis in range(w.ndim) if axis not in {axis % w.ndim for axis in channel_axes}]
     if not shared:
         raise ValueError(
-            f"`fake_quantize`: {path!r} of shape {w.shape} has no axis left to share a scale over when "
+            f"`{call}`: {path!r} of shape {w.shape} has no axis left to share a scale over when "
             f"channel_axes={channel_axes}; exclude it with `select`, or pass channel_axes=()."
         )
     groups = 1 if group_size is None else _groups(path, w, shared[-1], group_size)
