@@ -169,8 +169,9 @@ class Conv:
             *(moved, window, self.strides, self.padding, self.lhs_dilation, self.rhs_dilation),
             precision=lax.Precision.HIGHEST,
         )
-        split = found.reshape(found.shape[0], self.groups, -1, prod(found.shape[2:]))
-        return lax.transpose(split, (1, 0, 3, 2)).reshape(self.groups, -1, split.shape[2])
+        examples, places, size = found.shape[0], prod(found.shape[2:]), found.shape[1] // self.groups
+        split = found.reshape(examples, self.groups, size, places)
+        return lax.transpose(split, (1, 0, 3, 2)).reshape(self.groups, examples * places, size)
 
     def added(self, side: int, bias: jax.Array, weight: Axes) -> jax.Array:
         """Lay out numbers for each output, `(groups, outputs)`, so that they can be added to the output."""

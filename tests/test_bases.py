@@ -118,6 +118,22 @@ def test_products_of_one_activation_are_divided_once():
 
 
 @pytest.mark.slow
+def test_convolutions_of_one_activation_with_different_windows():
+    """As in a residual block: a shortcut with a window of 1 beside a convolution with one of 3."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+    conv = lambda w, x: jax.lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=numbers)  # noqa: E731
+    fn = lambda p, x: conv(p["main"], x) + conv(p["short"], x)  # noqa: E731
+    params = {"main": normal(3, 3, 4, 5), "short": normal(1, 1, 4, 5, seed=1)}
+    x = normal(8, 6, 6, 4) * jnp.array([1.0, 30, 1, 1]).reshape(1, 1, 1, 4)
+    for scheme, method in ((Scheme(), pt.smoothquant), (schemes.weight_only(3), pt.awq)):
+        plain = quantize(fn, params, x, rules={"**": scheme})
+        q = quantize(fn, params, x, rules={"**": replace(scheme, basis=bases.diagonal())})
+        ranges = method(q, params, q.init(), [x])
+        np.testing.assert_array_equal(ranges["main"]["basis"], ranges["short"]["basis"])
+        assert loss(q(params, ranges, x), fn(params, x)) < loss(plain(params, plain.init(), x), fn(params, x))
+
+
+@pytest.mark.slow
 def test_layers_of_a_scan_have_their_own():
     fn = lambda p, x: jax.lax.scan(lambda h, w: (jax.nn.relu(h @ w), None), x, p)[0]  # noqa: E731
     params = normal(3, 48, 48) / 5

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxopt_compress import graph
 from jaxopt_compress.calibration import calibrate, gram, moments
 from jaxopt_compress.products import product
-from tests.products import EVERY_PRODUCT, normal
+from tests.products import EVERY_PRODUCT, PRODUCTS, normal
 
 
 def seen_by(fn, params, x, site):
@@ -83,6 +83,13 @@ def test_some_sites_and_batches_of_several_arguments():
     assert list(found) == ["down"]
     once = calibrate(dense, PARAMS, [2 * normal(5, 6)], moments())["down"]
     np.testing.assert_allclose(found["down"].squares, 2 * once.squares, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dense", "conv", "conv_grouped"])
+def test_an_empty_batch_changes_nothing(name):
+    fn, params, x = PRODUCTS[name]
+    found = calibrate(fn, params, [x, x[:0]], gram())
+    jax.tree.map(np.testing.assert_array_equal, found, calibrate(fn, params, [x], gram()))
 
 
 def test_what_is_refused():

@@ -53,9 +53,9 @@ def smoothquant(
     if not 0 <= strength <= 1:
         raise ValueError(f"`smoothquant`: `strength` is from 0 to 1; got {strength}.")
 
-    def choose(sites, schemes, weights, seen: Moments):
+    def choose(sites, schemes, weights, seen: Sequence[Moments]):
         del schemes
-        largest = _features(sites[0], seen.largest)
+        largest = jnp.stack([_features(s, one.largest) for s, one in zip(sites, seen)]).max(0)
         weight = jnp.stack([_features(s, jnp.max(jnp.abs(w), axis=1)) for s, w in zip(sites, weights)]).max(0)
         return _safe(_power(largest, strength) / _power(weight, 1 - strength))
 
@@ -90,8 +90,8 @@ def awq(
     if steps < 1:
         raise ValueError(f"`awq`: `steps` is at least 1; got {steps}.")
 
-    def choose(sites, schemes, weights, seen: Gram):
-        size = _features(sites[0], seen.absolute / seen.rows)
+    def choose(sites, schemes, weights, seen: Sequence[Gram]):
+        size = jnp.stack([_features(s, one.absolute / one.rows) for s, one in zip(sites, seen)]).max(0)
         weight = jnp.stack([_features(s, jnp.mean(jnp.abs(w), axis=1)) for s, w in zip(sites, weights)]).mean(0)
 
         def attempt(r):
@@ -100,7 +100,7 @@ def awq(
             return jnp.where(r < 0, jnp.ones_like(s), _safe(s))
 
         def error(r):
-            errors = [_error(*parts, attempt(r), seen) for parts in zip(sites, schemes, weights)]
+            errors = [_error(*parts, attempt(r)) for parts in zip(sites, schemes, weights, seen)]
             return jnp.sum(jnp.stack(errors))
 
         tried = jnp.concatenate([jnp.full(1, -1.0), jnp.arange(steps) / steps])
@@ -128,7 +128,7 @@ def _smooth(
         schemes = [q.schemes[site.name] for site in stage]
         matrices = [per_layer(site, partial(_matrix, site))(seen[site.name]) for site in stage]
         # All products of one activation stand in the same scans.
-        numbers = per_layer(stage[0], partial(choose, stage, schemes))(matrices, states[stage[0].name])
+        numbers = per_layer(stage[0], partial(choose, stage, schemes))(matrices, [states[site.name] for site in stage])
         for site in stage:
             shape = jnp.shape(ranges[site.name]["basis"])
             after[site.name] = {**ranges[site.name], "basis": numbers.reshape(shape)}
@@ -146,7 +146,7 @@ def _features(site: Site, numbers: jax.Array) -> jax.Array:
     return largest if features is None else largest.reshape(features, -1).max(1)
 
 
-def _error(site: Site, scheme: Scheme, matrix: jax.Array, s: jax.Array, seen: Gram) -> jax.Array:
+def _error(site: Site, scheme: Scheme, matrix: jax.Array, seen: Gram, s: jax.Array) -> jax.Array:
     """Return the square error of the outputs, with weights multiplied, rounded and divided again."""
     side, how = site.weight or 0, product(site)
     sizes = [site.shapes[side][axis] for axis in operands.inner_axes(site, side)]
