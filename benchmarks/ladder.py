@@ -52,12 +52,14 @@ def observed(q: Quantization, variables: Any, ranges: Any, image: jax.Array) -> 
     return ranges
 
 
-def after_training(bits: int, variables: Any, data: Part, states: Any, score: Callable) -> dict[str, float]:
+def after_training(
+    bits: int, variables: Any, data: Part, states: Any, score: Callable, methods: dict[str, pt.Method]
+) -> dict[str, float]:
     """Return the error of every method that needs no labels."""
     batches = [data.image[rows] for rows in BATCHES]
     q = quantize(NET.apply, variables, batches[0], rules={"**": scheme(bits)})
     ranges, found = observed(q, variables, q.init(), data.image), {}
-    for name, method in ROUNDING.items():
+    for name, method in methods.items():
         rounded = pt.round_weights(q, variables, (), method, states=states)
         found[name] = score(*convert(q, variables, ranges, rounded.weights))
     turned = quantize(NET.apply, variables, batches[0], rules={"**": scheme(bits, basis=bases.diagonal())})
@@ -93,7 +95,9 @@ def with_training(bits: int, variables: Any, data: Part, epochs: int, seed: int,
     return found
 
 
-def run(seed: int, data: Parts, scored: Part, epochs: int, more: int, bits: tuple[int, ...]) -> dict[str, Any]:
+def run(
+    seed: int, data: Parts, scored: Part, epochs: int, more: int, bits: tuple[int, ...], methods: dict[str, pt.Method]
+) -> dict[str, Any]:
     """Return the errors of one seed, by bits and method."""
     variables = train(NET, NET.train, NET.init(jax.random.key(seed), NET.width), data.train, epochs, seed)
     score = lambda fn, params: error(lambda p, x: fn(p, x), params, scored)  # noqa: E731
@@ -103,7 +107,7 @@ def run(seed: int, data: Parts, scored: Part, epochs: int, more: int, bits: tupl
     row: dict[str, Any] = {"float": score(NET.apply, variables), "float, trained on": score(NET.apply, again)}
     states = calibrate(NET.apply, variables, [data.train.image[rows] for rows in BATCHES], gram())
     for width in bits:
-        row[str(width)] = after_training(width, variables, data.train, states, score)
+        row[str(width)] = after_training(width, variables, data.train, states, score, methods)
         row[str(width)] |= with_training(width, variables, data.train, more, seed + 100, score)
         print(f"seed {seed}, {width} bits: {row[str(width)]}, float {row['float']:.2f}", flush=True)
     return row
@@ -128,9 +132,10 @@ def main() -> None:
     data = digits() if options.quick else parts("fashion-mnist", whole=not options.validation)
     scored = data.validation if options.validation else data.test
     bits = (4,) if options.quick else BITS
+    methods = {"nearest": pt.nearest(), "gptq": pt.gptq(), "adaround": pt.adaround(50)} if options.quick else ROUNDING
     rows = []
     for seed in range(1 if options.quick else options.seeds):
-        rows.append(run(seed, data, scored, 1 if options.quick else options.epochs, options.more, bits))
+        rows.append(run(seed, data, scored, 1 if options.quick else options.epochs, options.more, bits, methods))
         harness.write({}, options.out, rows=rows, options=vars(options))
     table = summary(rows, bits)
     cells = [(m, *("{:.2f} +- {:.2f}".format(*each[str(b)]) for b in bits)) for m, each in table.items()]

@@ -30,6 +30,9 @@ KEYS = {
     "structured": {"cnn_shrunk_50_error", "cnn_small_50_multiply_adds", "cnn_shrunk_50_cpu_128"},
     "widths": {"cnn_float32_8_time", "vit_float32_8_multiply_adds"},
     "quantized_step": {"qat_mlp_step", "qat_vit_step", "qat_vit_memory", "qat_compile"},
+    "integers": {"answers_that_differ"},
+    "serving": {"w8a8_b16", "int4_b1", "w8only_b16", "mlp_int8_b128", "vit_int8_b16", "cnn_int8", "worst_vs_f32"},
+    "ladder": {"nearest_minus_adaround", "nearest_minus_gptq"},
     "graph_time": {"graph_seconds_10", "graph_seconds_per_layer_growth"},
     "tpu_aot": {"tpu_step_bytes", "tpu_mask_vs_sort", "pod_memory", "pod_compile"},
 }
@@ -61,6 +64,8 @@ def test_benchmark_prints_its_keys(name, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["ratios"] == ratios
     if name == "train_step":
         assert ratios["compilations"] == 1
+    if name == "integers":
+        assert ratios["answers_that_differ"] == 0
     if name == "mask_update":
         assert ratios["mask_bytes_per_weight"] <= 0.5
 

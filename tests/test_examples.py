@@ -69,9 +69,10 @@ def test_examples_are_short(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["concepts", "optimizers", "pruning", "quantization", "shrinking", "tpu"])
-def test_pages_run(page):
+def test_pages_run(page, tmp_path, monkeypatch):
     names, blocks = {}, code_blocks(f"docs/{page}.md")
     assert blocks
+    monkeypatch.chdir(tmp_path)
     for block in blocks:
         exec(compile(block, page, "exec"), names)
 
