@@ -28,7 +28,8 @@ class Quantized:
     Make one with `Quantized.of(codes, scale)`.
 
     Attributes:
-      data: the codes, of 1, 2 or 4 bits (3 are stored as 4) several in a byte along one axis.
+      data: the codes, of 1, 2 or 4 bits (3 are stored as 4) several in a byte along one axis; or, for a TPU, one by one
+        in XLA's own type of 4 bits.
       scale: positive; each of its axes divides that of the codes, and one scale serves a run of codes. Of the shape
         (1, out) for a matrix (in, out) it is one a channel, of (in / 128, out) one for 128 inputs of a channel.
       zero_point: the code of 0, an integer array of the shape of `scale`; None where it is 0.
@@ -78,7 +79,7 @@ class Quantized:
     def codes(self) -> jax.Array:
         """One code a byte, in the shape of the leaf: int8 for integers, uint8 for other grids."""
         if self.packed is None:
-            return self.data
+            return self.data.astype(jnp.int8 if isinstance(self.grid, Integers) else jnp.uint8)
         fields = subbyte.unpack(self.data, _stored_bits(self.grid), *self.packed)
         return subbyte.signed(fields, _stored_bits(self.grid)) if isinstance(self.grid, Integers) else fields
 

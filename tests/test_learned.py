@@ -11,6 +11,7 @@ import pytest
 from jaxopt_compress.grids import NF4, Integers
 from jaxopt_compress.quantization import Scheme, fits, learned, observers, quantize, schemes
 from jaxopt_compress.quantization.learned import Offset
+from jaxopt_compress.quantization.rounded import Rounding
 from tests.products import EVERY_PRODUCT, normal
 
 SIGNED, WHOLE = Integers(3), Integers(3, restricted=False)
@@ -90,7 +91,7 @@ def test_integers_and_floats_have_the_same_values_and_slopes(fn, params, x, sche
         found.append((jax.jit(q)(params, ranges, x), jax.jit(jax.grad(loss, (0, 1)))(params, ranges)))
     assert any(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(found[0][1][1]))
     for mine, wanted in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
-        np.testing.assert_allclose(mine, wanted, atol=0.04 * float(jnp.abs(wanted).max()) + 1e-6)  # bfloat16
+        np.testing.assert_allclose(mine, wanted, atol=0.06 * float(jnp.abs(wanted).max()) + 1e-6)  # bfloat16
 
 
 def test_ranges_are_set_once_and_a_forgotten_start_shows():
@@ -174,3 +175,13 @@ def test_learned_steps_beat_those_that_are_fitted(bits, gain):
 def test_what_contradicts_itself(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_lsq_starts_where_a_fit_says(positive):
+    x, grid = jnp.abs(normal(6, 5)), Integers(4, restricted=not positive)
+    range_ = learned.lsq(positive, fits.absmax)
+    state = range_.init(x, (1, 5), grid)
+    np.testing.assert_allclose(state[0], np.abs(x).max(0) / (15 if positive else 7), rtol=1e-6)
+    rounded = Rounding(grid, range_.affine(state, grid), clips=True).rounded(x)
+    assert float(jnp.abs(rounded - x).max()) <= 0.501 * float(state.max())

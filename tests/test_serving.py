@@ -16,6 +16,7 @@ from jaxopt_compress import grids
 from jaxopt_compress.encoded import Quantized
 from jaxopt_compress.grids import Integers
 from jaxopt_compress.quantization import Scheme, Served, convert, fits, learned, observers, quantize, schemes
+from jaxopt_compress.quantization.serving import kernels
 from tests.products import EVERY_PRODUCT, normal
 
 WHOLE = Integers(8, restricted=False)
@@ -35,6 +36,8 @@ FLOATS = {
     "affine": schemes.weight_only(4),
     "nf4": schemes.weight_only(grids.NF4),
     "bfloat16": schemes.weight_only(8, compute=jnp.bfloat16),
+    "groups": schemes.weight_only(4, group_size=3),
+    "groups, bfloat16": schemes.weight_only(4, group_size=3, compute=jnp.bfloat16),
     "small floats": Scheme(grids.E4M3, grids.E4M3, compute=jnp.bfloat16),
     "zero points": Scheme(WHOLE, None, fit=fits.minmax),
 }
@@ -59,8 +62,8 @@ def test_integers_are_those_of_training_bit_for_bit(fn, params, x, scheme):
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", FLOATS.values(), ids=FLOATS)
 def test_other_weights_give_the_same_to_the_rounding_of_sums(fn, params, x, scheme):
-    if "g" in params:
-        pytest.skip("has no weight")
+    if "g" in params or (scheme.group_size and params["w"].ndim == 4 and x.ndim == 4 and x.shape[-1] == 4):
+        pytest.skip("has no weight, or no such groups")
     wanted, int_fn, int_params = served(fn, params, x, scheme=scheme)
     np.testing.assert_allclose(int_fn(int_params, x), wanted, atol=1e-6 * float(jnp.abs(wanted).max()))
     assert int_params.floats == {}
@@ -227,6 +230,37 @@ def test_no_whole_weight_is_unpacked(scheme, rows):
     assert large <= {(dtype, op) for dtype in ("s8", "u8") for op in ("parameter", "bitcast", "get-tuple-element")}
     memory: Any = compiled.memory_analysis()
     assert memory.temp_size_in_bytes < 3 * n * n
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "scheme",
+    [Scheme(Integers(4)), FLOATS["int4"], FLOATS["groups"], schemes.weight_only(grids.NF4), Scheme(Integers(2), None)],
+    ids=["w4a8", "int4", "groups", "nf4", "int2"],
+)
+def test_what_is_laid_out_for_a_tpu_runs_here_too(scheme, tmp_path):
+    params, x = {"w": normal(6, 5)}, normal(4, 6)
+    q = quantize(lambda p, x: x @ p["w"], params, x, rules={"**": scheme})
+    int_fn, int_params = convert(q, params, q.init(), platform="tpu")
+    assert int_params.weights["w"]["weight"].data.dtype in (jnp.int4, jnp.uint4)
+    other_fn, other = convert(q, params, q.init(), platform="cpu")
+    np.testing.assert_allclose(int_fn(int_params, x), other_fn(other, x), atol=1e-6)
+    jc.export.save(tmp_path / "served.jc", int_params._asdict())
+    again = Served(**jc.export.load(tmp_path / "served.jc"))
+    np.testing.assert_allclose(int_fn(again, x), other_fn(other, x), atol=1e-6)
+    for platform in ("cuda", "tpu"):
+        assert jax.export.export(jax.jit(int_fn), platforms=[platform])(int_params, x).mlir_module_serialized
+
+
+@pytest.mark.slow
+def test_groups_are_multiplied_apart_elsewhere():
+    """The way of GPUs and TPUs, run here: the same to the rounding of sums."""
+    w = normal(2, 5, 12)
+    weight = Quantized.of(jnp.clip(jnp.round(3 * w), -7, 7).astype(jnp.int8), jnp.exp(normal(2, 5, 4)), Integers(4))
+    x = normal(2, 3, 12, seed=1)
+    steps = lambda part: part.codes.astype(jnp.float32)  # noqa: E731
+    wanted = np.einsum("bri,boi->bro", x, weight.decode())
+    np.testing.assert_allclose(kernels._by_groups(x, weight, steps, jnp.float32), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

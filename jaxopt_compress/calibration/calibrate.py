@@ -58,10 +58,7 @@ def calibrate(
         inputs = batch if isinstance(batch, tuple) else (batch,)
         if step is None:
             sites = weighted(graph.sites(fn, params, *inputs))
-            chosen = [site for site in sites if _hits(where, site)]
-            if not chosen:
-                raise ValueError(f"`calibrate`: {where!r} is none of {[site.name for site in sites]}.")
-            started = {site.name: _unseen(site, statistic) for site in chosen} if found is None else found
+            started = {site.name: _unseen(site, statistic) for site in chosen(sites, where)} if found is None else found
             found = jax.tree.map(jnp.copy, started)  # what is donated is ours
             step = jax.jit(_step(fn, sites, statistic, run), donate_argnums=1)
         found = step(params, found, extra, *inputs)
@@ -75,6 +72,19 @@ def weighted(sites: Sequence[Site]) -> tuple[Site, ...]:
     return tuple(site for site in sites if site.weight is not None and site.kind in PRODUCTS and _is_plain(site))
 
 
+def chosen(sites: Sequence[Site], where: Where) -> tuple[Site, ...]:
+    """Return the sites that a glob or a predicate hits.
+
+    Raises:
+      ValueError: there are none.
+    """
+    hits = (lambda site: tree.matches(where, site.name)) if isinstance(where, str) else where
+    found = tuple(site for site in sites if hits(site))
+    if not found:
+        raise ValueError(f"`calibrate`: {where!r} is none of {[site.name for site in sites]}.")
+    return found
+
+
 def weight_shape(site: Site) -> tuple[int, int, int]:
     """Return the shape of the weight of a site as matrices, `(groups, outs, ins)`."""
     side = site.weight or 0
@@ -85,10 +95,6 @@ def weight_shape(site: Site) -> tuple[int, int, int]:
 
 def _is_plain(site: Site) -> bool:
     return not site.closed_in and site.op.params.get("batch_group_count", 1) == 1
-
-
-def _hits(where: Where, site: Site) -> bool:
-    return tree.matches(where, site.name) if isinstance(where, str) else where(site)
 
 
 def _unseen(site: Site, statistic: Statistic) -> Any:

@@ -37,6 +37,7 @@ from jaxopt_compress.pruning.sensitivity import fisher as fisher
 from jaxopt_compress.pruning.sensitivity import grasp as grasp
 from jaxopt_compress.pruning.sensitivity import settle as settle
 from jaxopt_compress.pruning.sensitivity import synflow as synflow
+from jaxopt_compress.pruning.sparsegpt import sparsegpt as sparsegpt
 from jaxopt_compress.pruning.surgery import surgery as surgery
 from jaxopt_compress.pruning.tickets import find_ticket as find_ticket
 from jaxopt_compress.pruning.top_kast import top_kast as top_kast

@@ -137,14 +137,17 @@ def scaled(product: Product, total: jax.Array, a: Affine, b: Affine) -> jax.Arra
 
 
 def _cotangent(product: Product, side: int, g: jax.Array, codes, other: Affine) -> jax.Array:
-    """Return the cotangent of one operand, `g` with the scale of the other times the codes of the other."""
+    """Return the cotangent of one operand: that of the output times the other operand as it was rounded.
+
+    Both products of a matrix product take the same bfloat16 copy of `g`; scaling it for either would cost a pass each.
+    """
     steps = codes[1 - side]
     if other.zero_point is not None:
         steps = steps.astype(jnp.int16) - other.zero_point.astype(jnp.int16)
-    g = g.astype(jnp.float32) * product.outward(1 - side, other.scale.astype(jnp.float32))
+    value = steps.astype(jnp.float32) * other.scale.astype(jnp.float32)
     if isinstance(product, Conv):
-        return product.transposed(side, g, steps.astype(jnp.float32), codes[side].shape)
-    return product.transposed(side, g.astype(jnp.bfloat16), steps.astype(jnp.bfloat16))
+        return product.transposed(side, g.astype(jnp.float32), value, codes[side].shape)
+    return product.transposed(side, g.astype(jnp.bfloat16), value.astype(jnp.bfloat16))
 
 
 def in_floats(

@@ -77,13 +77,16 @@ def static(observer: Observer, bits: int = 8, activation_bits: int = 8, zero_poi
     return Scheme(Integers(bits), grid, observer, zero_point)
 
 
-def lsq(bits: int = 4, activation_bits: int | None = None, positive: bool = False) -> Scheme:
+def lsq(
+    bits: int = 4, activation_bits: int | None = None, positive: bool = False, fit: fits.Fit | None = None
+) -> Scheme:
     """Round weights per channel and activations as a whole, with step sizes that are learned.
 
     Args:
       bits: of the weights.
       activation_bits: as many if not given.
       positive: whether activations are at least 0, as after a ReLU, and use all codes.
+      fit: how the steps start; see `learned.lsq`.
     """
     grid = Integers(activation_bits or bits, restricted=not positive)
-    return Scheme(Integers(bits), grid, learned.lsq(positive), learned=learned.lsq())
+    return Scheme(Integers(bits), grid, learned.lsq(positive, fit), learned=learned.lsq(fit=fit))

@@ -3,15 +3,12 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.scipy.linalg import solve_triangular
 
-from jaxopt_compress.calibration import gram
+from jaxopt_compress.calibration import gram, inverse_factor
 from jaxopt_compress.grids import Grid
 from jaxopt_compress.quantization import numerics
 from jaxopt_compress.quantization.numerics import Affine
 from jaxopt_compress.quantization.post_training.method import Found, Layer, Method
-
-WORST = 1.0  # damping beyond which a layer is rounded to nearest
 
 
 def gptq(damping: float = 0.01, act_order: bool = False, block: int = 128) -> Method:
@@ -32,48 +29,21 @@ def gptq(damping: float = 0.01, act_order: bool = False, block: int = 128) -> Me
     Reference: Frantar et al., "GPTQ: accurate post-training quantization for generative pre-trained transformers",
     2023. Inputs that are always 0 are rounded to nearest; the authors' code sets their weights to 0.
     """
-    if not 0 < damping <= WORST:
-        raise ValueError(f"`gptq`: `damping` is above 0 and at most {WORST}; got {damping}.")
+    if not 0 < damping <= 1:
+        raise ValueError(f"`gptq`: `damping` is above 0 and at most 1; got {damping}.")
     if block < 1:
         raise ValueError(f"`gptq`: `block` is at least 1; got {block}.")
 
     def solve(layer: Layer, grid: Grid) -> Found:
-        size = layer.w.shape[1]
         second, w, affine = layer.seen.second, layer.w, layer.affine
-        diagonal = jnp.diagonal(second)
-        second = second + jnp.diag(jnp.where(diagonal == 0, 1, 0).astype(second.dtype))
-        order = jnp.argsort(-diagonal) if act_order else jnp.arange(size)
-        factor, used = _factor(second[order][:, order], damping)
+        order = jnp.argsort(-jnp.diagonal(second)) if act_order else jnp.arange(w.shape[1])
+        factor, used = inverse_factor(second[order][:, order], damping)
         affine = jax.tree.map(lambda x: x[:, order].T, affine)
         codes = _round_in_order(w[:, order].T, affine, factor, grid, block).T
         codes = jnp.zeros_like(codes).at[:, order].set(codes)
         return Found(jnp.where(jnp.isfinite(used), codes, layer.round(grid)), notes={"damping": used})
 
     return Method(gram(), solve)
-
-
-def _factor(second: jax.Array, damping: float) -> tuple[jax.Array, jax.Array]:
-    """Return the upper Cholesky factor of the inverse, and the damping that it took; infinite if none was enough."""
-    mean = jnp.mean(jnp.diagonal(second))
-
-    def attempt(damping):
-        damped = second + damping * mean * jnp.eye(len(second), dtype=second.dtype)
-        lower = jnp.linalg.cholesky(damped[::-1, ::-1], symmetrize_input=False)
-        upper = lower[::-1, ::-1]  # damped = upper @ upper.T, so the inverse of it is what is wanted
-        return solve_triangular(upper, jnp.eye(len(second), dtype=second.dtype), lower=False)
-
-    def failed(carry):
-        damping, found = carry
-        return (damping <= WORST) & ~jnp.all(jnp.isfinite(found))
-
-    def harder(carry):
-        damping = carry[0] * 10
-        return damping, attempt(damping)
-
-    start = jnp.asarray(damping, second.dtype)
-    used, found = lax.while_loop(failed, harder, (start, attempt(start)))
-    fine = jnp.all(jnp.isfinite(found))
-    return jnp.where(fine, found, jnp.eye(len(second), dtype=second.dtype)), jnp.where(fine, used, jnp.inf)
 
 
 def _round_in_order(w: jax.Array, affine: Affine, factor: jax.Array, grid: Grid, block: int) -> jax.Array:

@@ -20,7 +20,13 @@ NARROW = 8  # below so many rows, products of bfloat16 are done in float32 on CP
 BLOCK = 2**20  # numbers of a weight that are unpacked at a time; fewer do not keep all cores busy
 
 
-def multiply(x: jax.Array, weight: Quantized, unpack: Callable[[Quantized], jax.Array], sums: Any) -> jax.Array:
+def multiply(
+    x: jax.Array,
+    weight: Quantized,
+    unpack: Callable[[Quantized], jax.Array],
+    sums: Any,
+    steps: Callable[[Quantized], jax.Array] | None = None,
+) -> jax.Array:
     """Multiply `x @ unpack(weight)^T`.
 
     Args:
@@ -28,12 +34,23 @@ def multiply(x: jax.Array, weight: Quantized, unpack: Callable[[Quantized], jax.
       weight: of shape `(batch, out, in)`.
       unpack: turns (a part of) the weight into the operand of a product.
       sums: the dtype of sums.
+      steps: for weights with several scales in a sum, turns them into steps of the scale, in the dtype of `x`.
 
     Returns:
       `(batch, rows, out)`, of that dtype.
     """
-    whole = lambda x, w: _product(x, unpack(w), sums)  # noqa: E731
+    whole = lambda x, w: _product(x, unpack(w), sums) if steps is None else _by_groups(x, w, steps, sums)  # noqa: E731
     return lax.platform_dependent(x, weight, cpu=lambda x, w: _on_cpu(x, w, unpack, sums), default=whole)
+
+
+def _by_groups(x: jax.Array, weight: Quantized, steps: Callable[[Quantized], jax.Array], sums: Any) -> jax.Array:
+    """Multiply group by group, and scale the sums: a scale that varies along the weight does not fuse with its load."""
+    batch, outs, ins = weight.shape
+    groups = weight.scale.shape[2]
+    split = lambda x: x.reshape(*x.shape[:2], groups, ins // groups)  # noqa: E731
+    w = split(steps(weight))
+    found = lax.dot_general(split(x), w, (((3,), (3,)), ((0, 2), (0, 2))), preferred_element_type=sums)
+    return jnp.sum(found * jnp.moveaxis(weight.scale, 2, 1)[:, :, None].astype(sums), axis=1)
 
 
 def _product(x: jax.Array, w: jax.Array, sums: Any) -> jax.Array:

@@ -91,22 +91,29 @@ def _dot(
 def _float_dot(
     how: Dot, side: int, x: jax.Array, weight: Quantized, rounding: Rounding | None, compute: Any, shape: Any
 ) -> jax.Array:
-    sums = sums_of(x.dtype)
+    sums, one = sums_of(x.dtype), weight.scale.shape[2] == 1
+    dtype = compute or x.dtype
+    steps = None if one else lambda part: _steps(part, dtype)
     if compute is None:
         rows = how.matrix(1 - side, x if rounding is None else rounding.rounded(x))
-        found = kernels.multiply(rows, weight, lambda part: part.decode(), sums)
+        found = kernels.multiply(rows, weight, lambda part: part.decode(), sums, steps)
         return forms.outward(how, side, found, x, shape)
     inner = rounding is not None and all(rounding.affine.scale.shape[axis] == 1 for axis in how.summed(1 - side))
     seen = x if rounding is None else rounding.steps(x) if inner else rounding.rounded(x)
     rows = how.matrix(1 - side, seen.astype(compute))
-    one = weight.scale.shape[2] == 1
-    unpack = _steps if one else Quantized.decode
-    found = kernels.multiply(rows, weight, lambda part: unpack(part).astype(compute), sums)
+    unpack = (lambda part: _steps(part, dtype)) if one else lambda part: part.decode().astype(dtype)
+    found = kernels.multiply(rows, weight, unpack, sums, steps)
     if rounding is not None and inner:
         found = found * how.matrix(1 - side, rounding.affine.scale)
     found = found * jnp.swapaxes(weight.scale, 1, 2) if one else found
     return forms.outward(how, side, found, x, shape)
 
 
-def _steps(weight: Quantized) -> jax.Array:
-    return numerics.values(weight.codes, Affine(weight.scale, weight.zero_point), weight.grid)
+def _steps(weight: Quantized, dtype: Any) -> jax.Array:
+    """Return how many steps of its scale each weight is.
+
+    Where a sum has several scales, integers take no way round by float32: there the TPU compiler would write it out.
+    """
+    if isinstance(weight.grid, Integers) and weight.zero_point is None and weight.scale.shape[2] > 1:
+        return weight.codes.astype(dtype)
+    return numerics.values(weight.codes, Affine(weight.scale, weight.zero_point), weight.grid).astype(dtype)

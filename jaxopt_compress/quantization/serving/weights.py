@@ -34,7 +34,9 @@ class Given(NamedTuple):
     bias: jax.Array | None = None
 
 
-def prepare(q: Quantization, params: Any, ranges: graph.States, rounded: Mapping[str, Any]) -> graph.States:
+def prepare(
+    q: Quantization, params: Any, ranges: graph.States, rounded: Mapping[str, Any], native: bool
+) -> graph.States:
     """Return the weights of the sites in codes.
 
     Weights are found wherever they are, in a scan or behind a transpose, as their products see them. Leaves that are
@@ -50,7 +52,7 @@ def prepare(q: Quantization, params: Any, ranges: graph.States, rounded: Mapping
             scheme, state = q.schemes[site.name], ranges[site.name]
             given = _given(site, scheme, codes[site.path], parts) if site.path in codes else None
             given = _rounded(site, scheme, rounded[site.name]) if site.name in rounded else given
-            form = per_layer(site, partial(_form, site, scheme))
+            form = per_layer(site, partial(_form, site, scheme, native))
             held[site.name] = form(seen[site.name], state, given)
     return held
 
@@ -79,7 +81,7 @@ def is_stored(leaf: Any) -> bool:
     return isinstance(leaf, Quantized)
 
 
-def _form(site: Site, scheme: Scheme, w: jax.Array, state: Any, given: Given | None) -> dict[str, Any]:
+def _form(site: Site, scheme: Scheme, native: bool, w: jax.Array, state: Any, given: Given | None) -> dict[str, Any]:
     """Store one weight: fitted, with the scales that were learned, or as the codes that it is already."""
     side, grid = site.weight or 0, scheme.weight or operands.TABLE
     if given is None:
@@ -90,7 +92,7 @@ def _form(site: Site, scheme: Scheme, w: jax.Array, state: Any, given: Given | N
     more = {} if bias is None else {"bias": bias}
     if site.kind == "gather" or isinstance(how := product(site), Conv):
         return {"weight": Quantized.of(codes, affine.scale, grid, w.dtype.name, affine.zero_point), **more}
-    weight = forms.stored(how, side, codes, affine, grid, w.dtype.name)
+    weight = forms.stored(how, side, codes, affine, grid, w.dtype.name, native)
     if operands.has_zero_point(site, scheme):
         more["sums"] = forms.sums(weight)
     return {"weight": weight, **more}
