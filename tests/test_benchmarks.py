@@ -32,6 +32,8 @@ KEYS = {
     "quantized_step": {"qat_mlp_step", "qat_vit_step", "qat_vit_memory", "qat_compile"},
     "integers": {"answers_that_differ"},
     "serving": {"w8a8_b16", "int4_b1", "w8only_b16", "mlp_int8_b128", "vit_int8_b16", "cnn_int8", "worst_vs_f32"},
+    "gptq": {"gptq_seconds"},
+    "tpu_quantized": {"tpu_w8a8_bytes", "tpu_w8_bytes", "tpu_w4_bytes", "tpu_w4a8_bytes"},
     "ladder": {"nearest_minus_adaround", "nearest_minus_gptq"},
     "graph_time": {"graph_seconds_10", "graph_seconds_per_layer_growth"},
     "tpu_aot": {"tpu_step_bytes", "tpu_mask_vs_sort", "pod_memory", "pod_compile"},
@@ -51,7 +53,7 @@ NEEDS_TPU = [pytest.mark.tpu, pytest.mark.skipif(bool(_aot.missing()), reason=st
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=NEEDS_TPU if n in ("tpu_aot", "refresh_pod") else ()) for n in KEYS]
+    "name", [pytest.param(n, marks=NEEDS_TPU if n in ("tpu_aot", "tpu_quantized", "refresh_pod") else ()) for n in KEYS]
 )
 def test_benchmark_prints_its_keys(name, tmp_path):
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(tmp_path / "out.json")]
