@@ -60,14 +60,15 @@ def trained_on(net: _nets.Net, variables: Any, data: _lenet.Part, seed: int) -> 
     return variables, *quantized(net, variables, data.image, SCHEMES["static"])
 
 
-def compare(name: str, epochs: int, parts: _lenet.Parts, seed: int) -> dict[str, Any]:
+def compare(name: str, epochs: int, parts: _lenet.Parts, seed: int, more: bool) -> dict[str, Any]:
     """Train a net, and compare the function that was trained with the one that is served."""
     net, data, label = NETS[name], parts.train, np.asarray(parts.test.label)
     variables = train(net, net.train, net.init(jax.random.key(seed), net.width), data, epochs, seed)
     off = lambda found: float(100 * np.mean(found.argmax(1) != label))  # noqa: E731
     rows = {"float": {"error": off(logits(net.apply, parts.test.image, variables))}}
     cases = {kind: (variables, *quantized(net, variables, data.image, scheme)) for kind, scheme in SCHEMES.items()}
-    cases["trained"] = trained_on(net, variables, data, seed)
+    if more:
+        cases["trained"] = trained_on(net, variables, data, seed)
     for kind, (params, q, ranges) in cases.items():
         int_fn, int_params = convert(q, params, ranges)
         fake = logits(q, parts.test.image, params, ranges)
@@ -83,14 +84,17 @@ def compare(name: str, epochs: int, parts: _lenet.Parts, seed: int) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the digits, one epoch")
+    parser.add_argument(
+        "--quick", action="store_true", help="the digits, one epoch, MLP and CNN, no training afterwards"
+    )
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=NETS)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="write the results as JSON")
     options = parser.parse_args()
     parts = digits() if options.quick else _lenet.parts("fashion-mnist")
-    found = {name: compare(name, 1 if options.quick else options.epochs, parts, options.seed) for name in options.nets}
+    nets, epochs = (["mlp", "cnn"], 1) if options.quick else (options.nets, options.epochs)
+    found = {name: compare(name, epochs, parts, options.seed, not options.quick) for name in nets}
     columns = ("error", "answers that differ", "largest difference of a logit", "largest logit")
     rows = [
         (net, kind, *(row.get(key, "") for key in columns)) for net, each in found.items() for kind, row in each.items()

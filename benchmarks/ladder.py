@@ -105,12 +105,12 @@ def run(
     score = lambda fn, params: error(lambda p, x: fn(p, x), params, scored)  # noqa: E731
     stats = variables["stats"]
     fixed = lambda v, x: (NET.apply({**v, "stats": stats}, x), stats)  # noqa: E731
-    again = train(SLOW, fixed, variables, data.train, more, seed + 100)
+    again = train(SLOW, fixed, variables, data.train, more, seed + 100) if more else variables
     row: dict[str, Any] = {"float": score(NET.apply, variables), "float, trained on": score(NET.apply, again)}
     states = calibrate(NET.apply, variables, [data.train.image[rows] for rows in BATCHES], gram())
     for width in bits:
         row[str(width)] = after_training(width, variables, data.train, states, score, methods)
-        if width <= TRAINED:
+        if width <= TRAINED and more:
             row[str(width)] |= with_training(width, variables, data.train, more, seed + 100, score)
         print(f"seed {seed}, {width} bits: {row[str(width)]}, float {row['float']:.2f}", flush=True)
     return row
@@ -127,7 +127,7 @@ def summary(rows: list[dict[str, Any]], bits: tuple[int, ...]) -> dict[str, dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the digits, one epoch, 4 bits")
+    parser.add_argument("--quick", action="store_true", help="the digits, one epoch, 4 bits, no training afterwards")
     parser.add_argument("--validation", action="store_true", help="score validation images, and do not train on them")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
@@ -141,7 +141,17 @@ def main() -> None:
     methods = {"nearest": pt.nearest(), "gptq": pt.gptq(), "adaround": pt.adaround(50)} if options.quick else ROUNDING
     rows = []
     for seed in range(options.first, options.first + (1 if options.quick else options.seeds)):
-        rows.append(run(seed, data, scored, 1 if options.quick else options.epochs, options.more, bits, methods))
+        rows.append(
+            run(
+                seed,
+                data,
+                scored,
+                1 if options.quick else options.epochs,
+                0 if options.quick else options.more,
+                bits,
+                methods,
+            )
+        )
         harness.write({}, options.out, rows=rows, options=vars(options))
     table = summary(rows, bits)
     show = lambda pair: "{:.2f} +- {:.2f}".format(*pair) if pair else ""  # noqa: E731

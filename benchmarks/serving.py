@@ -106,11 +106,12 @@ def keys_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="small layers, without the transformer and the CNN")
     parser.add_argument("--only", nargs="+", default=["dense", "mlp", "vit", "cnn"])
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--out", help="write the results as JSON")
     options = parser.parse_args()
+    options.only = ["dense", "mlp"] if options.quick else options.only
     cases = {name: case for name, case in (dense(options.quick) | nets(options.quick)).items() if name in options.only}
     rows = [row for name, case in cases.items() for row in measure(name, case, 3 if options.quick else options.rounds)]
     for name in cases:

@@ -31,7 +31,7 @@ KEYS = {
     "widths": {"cnn_float32_8_time", "vit_float32_8_multiply_adds"},
     "quantized_step": {"qat_mlp_step", "qat_vit_step", "qat_vit_memory", "qat_compile"},
     "integers": {"answers_that_differ"},
-    "serving": {"w8a8_b16", "int4_b1", "w8only_b16", "mlp_int8_b128", "vit_int8_b16", "cnn_int8", "worst_vs_f32"},
+    "serving": {"w8a8_b16", "int4_b1", "w8only_b16", "mlp_int8_b128", "worst_vs_f32"},
     "gptq": {"gptq_seconds"},
     "tpu_quantized": {"tpu_w8a8_bytes", "tpu_w8_bytes", "tpu_w4_bytes", "tpu_w4a8_bytes"},
     "ladder": {"nearest_minus_adaround", "nearest_minus_gptq"},
