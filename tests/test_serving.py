@@ -271,7 +271,9 @@ def test_batches_on_eight_devices():
     split = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
     whole = jax.device_put(int_params, NamedSharding(mesh, PartitionSpec()))
     found = jax.block_until_ready(int_fn(whole, split))
-    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_allclose(
+        found, wanted, rtol=1e-6, atol=1e-6
+    )  # the sums are equal; the bias may be fused with them
 
 
 @pytest.mark.slow
