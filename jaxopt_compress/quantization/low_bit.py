@@ -191,7 +191,7 @@ def _drawn(steps: jax.Array, grid: Grid, key: jax.Array) -> jax.Array:
     """Move each number to one of its neighbours on the grid, at random."""
     noise = jax.random.uniform(key, steps.shape, steps.dtype)
     if grid is BINARY:
-        return jnp.where(noise < (steps + 1) / 2, 1.0, -1.0)
+        return 2 * (noise < (steps + 1) / 2).astype(steps.dtype) - 1
     return jnp.floor(steps + noise)
 
 
