@@ -97,6 +97,15 @@ def test_awq_beats_rounding_and_goes_with_gptq(group_size):
     assert errors["awq + gptq"] < errors["awq"]
 
 
+def test_codes_of_another_basis_are_refused():
+    q = quantize(dense, WEIGHT, OUTLIERS, rules={"**": schemes.weight_only(4, basis=bases.diagonal())})
+    found = pt.round_weights(q, WEIGHT, [OUTLIERS], pt.gptq())  # of ranges that were forgotten
+    ranges = pt.awq(q, WEIGHT, q.init(), [OUTLIERS])
+    with pytest.raises(ValueError, match="were chosen in another basis"):
+        convert(q, WEIGHT, ranges, found.weights)
+    convert(q, WEIGHT, q.init(), found.weights)
+
+
 def test_a_rotation_beats_rounding_to_four_bits():
     errors = []
     for basis in (None, bases.hadamard(KEY)):
@@ -159,6 +168,10 @@ def test_what_is_refused():
     x = OUTLIERS
     q = quantize(dense, WEIGHT, x, rules={"**": Scheme()})
     for method in (pt.smoothquant, pt.awq):
+        with pytest.raises(ValueError, match="no scheme has `basis=bases.diagonal"):
+            method(q, WEIGHT, q.init(), [x])
+    q = quantize(dense, WEIGHT, x, rules={"**": schemes.weight_only(4, basis=bases.hadamard(KEY))})
+    for method in (pt.smoothquant, pt.awq):  # whose numbers would break a rotation
         with pytest.raises(ValueError, match="no scheme has `basis=bases.diagonal"):
             method(q, WEIGHT, q.init(), [x])
     scheme = Scheme(basis=bases.diagonal())

@@ -177,5 +177,9 @@ def test_what_is_refused():
     found = pt.round_weights(q, WEIGHT, [], pt.nearest())
     with pytest.raises(ValueError, match="was rounded to Integers.*its scheme says"):
         convert(other, WEIGHT, other.init(), found.weights)
+    with pytest.raises(ValueError, match="are codes by site.*got Rounded"):
+        convert(q, WEIGHT, q.init(), found)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="'other' of `rounded` is no site"):
+        convert(q, WEIGHT, q.init(), {"other": found.weights[""]})
     with pytest.raises(ValueError, match="the weight of '' has NaN"):
         convert(q, WEIGHT.at[0].set(jnp.nan), q.init())

@@ -76,6 +76,21 @@ def mlp(p, x):
 PARAMS = {"up": normal(6, 8), "down": normal(8, 3, seed=1), "bias": normal(3, seed=2)}
 
 
+@pytest.mark.parametrize("formula", ["bji,jio->bo", "bij,ijo->bo", "bij,jio->bo"])
+def test_groups_of_sums_over_several_axes(formula):
+    w = normal(3, 6, 5) if formula != "bij,ijo->bo" else normal(6, 6, 5)
+    x = (
+        normal(4, 3, 6)
+        if formula == "bji,jio->bo"
+        else normal(4, 6, 6)
+        if formula == "bij,ijo->bo"
+        else normal(4, 6, 3)
+    )
+    fn = lambda p, x: jnp.einsum(formula, x, p)  # noqa: E731
+    wanted, int_fn, int_params = served(fn, w, x, scheme=schemes.weight_only(4, group_size=3))
+    np.testing.assert_allclose(int_fn(int_params, x), wanted, atol=1e-5)
+
+
 def test_what_is_kept_is_what_is_read():
     q = quantize(mlp, PARAMS, normal(4, 6), rules={"**": Scheme(Integers(4))})
     int_fn, int_params = convert(q, PARAMS, q.init())

@@ -1,5 +1,6 @@
 """SparseGPT against a reference in NumPy, and against magnitude and Wanda."""
 
+import sys
 from typing import Any
 
 import jax
@@ -63,6 +64,14 @@ def test_it_beats_magnitude_and_wanda(block):
         gone = jnp.argsort(jnp.argsort(scores, axis=0), axis=0) < 12
         others.append(loss(jnp.where(gone, 0, WEIGHT)))
     assert loss(pruning.sparsegpt(dense, WEIGHT, [INPUTS], 0.5, block=block)) < 0.85 * min(others)
+
+
+def test_layers_of_one_shape_are_compiled_once():
+    fn = lambda p, x: [x @ w for w in p]  # noqa: E731
+    solved: Any = sys.modules[pruning.sparsegpt.__module__]._solved
+    solved.clear_cache()
+    pruning.sparsegpt(fn, [WEIGHT, 2 * WEIGHT, 3 * WEIGHT], [INPUTS], 0.5)
+    assert solved._cache_size() == 1
 
 
 def test_n_of_m():

@@ -85,6 +85,21 @@ def chosen(sites: Sequence[Site], where: Where) -> tuple[Site, ...]:
     return found
 
 
+def stages(sites: Sequence[Site]) -> list[list[Site]]:
+    """Put those together that multiply the same activation, in the order of the program."""
+    found: dict[Any, list[Site]] = {}
+    for site in sites:
+        found.setdefault(site.op.ins[1 - (site.weight or 0)], []).append(site)
+    return list(found.values())
+
+
+def per_layer(site: Site, fn: Callable) -> Callable:
+    """Map a function of arrays of a site over the layers of the scans around it."""
+    for _ in site.stacked:
+        fn = jax.vmap(fn)
+    return fn
+
+
 def weight_shape(site: Site) -> tuple[int, int, int]:
     """Return the shape of the weight of a site as matrices, `(groups, outs, ins)`."""
     side = site.weight or 0

@@ -9,7 +9,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxopt_compress import graph
-from jaxopt_compress.calibration import calibrate, chosen, gram, inverse_factor, put_back, weighted, weights_seen
+from jaxopt_compress.calibration import (
+    calibrate,
+    chosen,
+    gram,
+    inverse_factor,
+    per_layer,
+    put_back,
+    stages,
+    weighted,
+    weights_seen,
+)
 from jaxopt_compress.graph import Site
 from jaxopt_compress.products import product
 
@@ -37,7 +47,7 @@ def sparsegpt(
     Args:
       fn: `fn(params, *inputs)`, pure.
       params: the trained parameters.
-      batches: tuples of inputs, or single inputs; with `sequential` they are gone through once for every product.
+      batches: tuples of inputs, or single inputs; with `sequential` they are gone through once for every stage.
       sparsity: the fraction of weights to remove, of every block.
       kept_of: instead of it `(n, m)`: keep `n` of every `m` inputs that follow each other, for each output.
       where: which products, by a glob over their names (the paths of their parameters) or a predicate of a `Site`.
@@ -62,8 +72,8 @@ def sparsegpt(
         raise ValueError("`sparsegpt`: there are no batches.")
     inputs = jax.tree.map(jnp.asarray, batches[0] if isinstance(batches[0], tuple) else (batches[0],))
     sites = chosen(weighted(graph.sites(fn, params, *inputs)), where)
-    solve = partial(_solve, sparsity=sparsity, kept_of=kept_of, damping=damping, block=block)
-    for stage in [[site] for site in sites] if sequential else [sites]:
+    solve = partial(_solved, sparsity=sparsity, kept_of=kept_of, damping=damping, block=block)
+    for stage in stages(sites) if sequential else [sites]:
         names = {site.name for site in stage}
         states = calibrate(fn, params, batches, gram(), where=lambda s, names=names: s.name in names, progress=progress)
         seen = weights_seen(fn, stage, params, inputs)
@@ -90,11 +100,15 @@ def _pruned(site: Site, w: jax.Array, state: Any, solve: Callable) -> jax.Array:
 
     def one(w, state):
         matrix = how.matrix(side, w).astype(jnp.float64 if w.dtype == jnp.float64 else jnp.float32)
-        return how.operand(side, jax.vmap(solve)(matrix, state.second), site.shapes[side]).astype(w.dtype)
+        return how.operand(side, solve(matrix, state.second), site.shapes[side]).astype(w.dtype)
 
-    for _ in site.stacked:
-        one = jax.vmap(one)
-    return jax.jit(one)(w, state)
+    return per_layer(site, one)(w, state)
+
+
+@partial(jax.jit, static_argnames=("sparsity", "kept_of", "damping", "block"))
+def _solved(w: jax.Array, second: jax.Array, **how: Any) -> jax.Array:
+    """Prune the groups of a weight, `(groups, outs, ins)`; compiled once for all layers of one shape."""
+    return jax.vmap(partial(_solve, **how))(w, second)
 
 
 def _solve(

@@ -1,6 +1,6 @@
 """The operands of a site: what each is rounded to, and the states of those whose range is observed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -153,13 +153,6 @@ def rounding_of(site: Site, w: jax.Array, scheme: Scheme, state: Any) -> Roundin
 def weight_affine(site: Site, scheme: Scheme, w: jax.Array, state: Any) -> Affine:
     """Return the scales and zero points of one weight, fitted or learned."""
     return rounding_of(site, w, scheme, state).affine
-
-
-def per_layer(site: Site, fn: Callable) -> Callable:
-    """Map a function of arrays of a site over the layers of the scans around it."""
-    for _ in site.stacked:
-        fn = jax.vmap(fn)
-    return fn
 
 
 def _learned(range_: Learned, state: Any, grid: Grid, sharing: float) -> Rounding:

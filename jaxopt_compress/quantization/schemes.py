@@ -66,7 +66,11 @@ def dynamic(bits: int = 8, activation_bits: int = 8) -> Scheme:
 def weight_only(
     weight: int | Grid = 8, group_size: int | None = None, compute: Any = None, basis: Basis | None = None
 ) -> Scheme:
-    """Round weights alone."""
+    """Round weights alone.
+
+    What is saved is memory. On a CPU, weights of 4 bits and those of NF4 or in groups can be slower than float32 (0.7
+    of its speed was seen): they are unpacked anew for every product. `python -m benchmarks.serving` measures.
+    """
     grid = Integers(weight) if isinstance(weight, int) else weight
     return Scheme(grid, None, group_size=group_size, compute=compute, basis=basis)
 

@@ -12,14 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxopt_compress import graph, layout
-from jaxopt_compress.calibration import Gram, calibrate
+from jaxopt_compress.calibration import Gram, calibrate, per_layer, stages
 from jaxopt_compress.encoded import Quantized
 from jaxopt_compress.graph import Site
 from jaxopt_compress.grids import Grid
 from jaxopt_compress.products import product
 from jaxopt_compress.quantization import numerics, operands
 from jaxopt_compress.quantization.numerics import Affine
-from jaxopt_compress.quantization.operands import per_layer
 from jaxopt_compress.quantization.post_training.method import Found, Layer, Method, error
 from jaxopt_compress.quantization.quantize import Quantization
 from jaxopt_compress.quantization.seen import weights_of
@@ -29,8 +28,8 @@ class Rounded(NamedTuple):
     """The weights of a function in codes, for `convert`; print it for a table.
 
     Attributes:
-      weights: by the name of a site, "codes", a `Quantized` in the shape that the product sees, and maybe "bias", which
-        is added to its output. Layers of a scan stand in front.
+      weights: by the name of a site, "codes", a `Quantized` in the shape that the product sees, maybe "bias", which is
+        added to its output, and "basis", in which they were chosen. Layers of a scan stand in front.
       notes: numbers by the name of a site, one for each layer and group: "error" is the mean square error of the
         outputs as a fraction of their mean square, where the method knows how inputs go together.
     """
@@ -73,14 +72,14 @@ def round_weights(
       params: the trained parameters.
       batches: tuples of inputs, or single inputs; with `sequential` they are gone through once for every stage.
       method: one of `post_training`.
-      ranges: of activations; learned scales of weights are taken from there.
+      ranges: of activations; learned scales of weights, and the basis, are taken from there.
       states: the statistics, of `calibrate(q.fn, params, batches, method.statistic)`, in place of batches.
       sequential: whether layers are rounded in the order of the program, each calibrated on what the rounded layers
         before it let through, and not on what the trained ones did. Layers of a scan are rounded together.
       progress: whether to show a bar.
 
     Returns:
-      What `convert(q, params, ranges, rounded)` takes.
+      Codes; `convert(q, params, ranges, rounded.weights)` takes them, with the same ranges.
 
     Raises:
       ValueError: no batches for a method that needs some; a grid that the method cannot round to.
@@ -130,14 +129,6 @@ def _measured(
     return calibrate(q.fn, params, batches, statistic, where=where, run=run, extra=extra, progress=progress)
 
 
-def stages(sites: Sequence[Site]) -> list[list[Site]]:
-    """Put those together that multiply the same activation, in the order of the program."""
-    found: dict[Any, list[Site]] = {}
-    for site in sites:
-        found.setdefault(site.op.ins[1 - (site.weight or 0)], []).append(site)
-    return list(found.values())
-
-
 class _Task(NamedTuple):
     """The layers of a site, and its groups, on one axis."""
 
@@ -176,6 +167,7 @@ def _solve(
     for site in sites:
         stored = partial(_stored, site, q.schemes[site.name].weight, seen[site.name].dtype.name)
         weights[site.name] = stored(affines[site.name], found[site.name])
+        weights[site.name] |= {key: state for key, state in ranges[site.name].items() if key == "basis"}
     return Rounded(weights, {site.name: dict(found[site.name].notes) for site in sites})
 
 

@@ -12,13 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress import graph
-from jaxopt_compress.calibration import Gram, Moments, Statistic, calibrate, gram, moments
+from jaxopt_compress.calibration import Gram, Moments, Statistic, calibrate, gram, moments, per_layer, stages
 from jaxopt_compress.graph import Site
 from jaxopt_compress.products import product
-from jaxopt_compress.quantization import numerics, operands
-from jaxopt_compress.quantization.operands import per_layer
+from jaxopt_compress.quantization import bases, numerics, operands
 from jaxopt_compress.quantization.post_training.method import quadratic
-from jaxopt_compress.quantization.post_training.round_weights import stages
 from jaxopt_compress.quantization.quantize import Quantization
 from jaxopt_compress.quantization.schemes import Scheme
 from jaxopt_compress.quantization.seen import weights_of
@@ -119,7 +117,7 @@ def _smooth(
     choose: Choose,
     options: dict[str, Any],
 ) -> graph.States:
-    sites = [site for site in q.rounded_sites if "basis" in ranges[site.name]]
+    sites = [site for site in q.rounded_sites if bases.is_diagonal(operands.basis_of(site, q.schemes[site.name]))]
     if not sites:
         raise ValueError(f"`{call}`: no scheme has `basis=bases.diagonal()`.")
     states = options.pop("states", None) or calibrate(q.fn, params, batches, statistic, **options)

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress import encoded, graph, layout, tree
+from jaxopt_compress.calibration import per_layer
 from jaxopt_compress.encoded import Quantized
 from jaxopt_compress.graph import Site
 from jaxopt_compress.products import Conv, product
 from jaxopt_compress.quantization import numerics, operands
 from jaxopt_compress.quantization.numerics import Affine
-from jaxopt_compress.quantization.operands import per_layer
 from jaxopt_compress.quantization.quantize import Quantization
 from jaxopt_compress.quantization.schemes import Scheme
 from jaxopt_compress.quantization.seen import weights_of
@@ -51,7 +51,7 @@ def prepare(
         if site.name in seen:
             scheme, state = q.schemes[site.name], ranges[site.name]
             given = _given(site, scheme, codes[site.path], parts) if site.path in codes else None
-            given = _rounded(site, scheme, rounded[site.name]) if site.name in rounded else given
+            given = _rounded(site, scheme, state, rounded[site.name]) if site.name in rounded else given
             form = per_layer(site, partial(_form, site, scheme, native))
             held[site.name] = form(seen[site.name], state, given)
     return held
@@ -98,11 +98,20 @@ def _form(site: Site, scheme: Scheme, native: bool, w: jax.Array, state: Any, gi
     return {"weight": weight, **more}
 
 
-def _rounded(site: Site, scheme: Scheme, held: Mapping[str, Any]) -> Given:
+def _rounded(site: Site, scheme: Scheme, state: Any, held: Mapping[str, Any]) -> Given:
     codes = held["codes"]
+    if ("basis" in held) != ("basis" in state) or not _same(held.get("basis"), state.get("basis")):
+        raise ValueError(
+            f"`convert`: the codes of {site.name!r} were chosen in another basis than that of these ranges; give "
+            "`round_weights` the same ranges."
+        )
     if codes.grid != scheme.weight:
         raise ValueError(f"`convert`: {site.name!r} was rounded to {codes.grid}; its scheme says {scheme.weight}.")
     return Given(codes.codes, Affine(codes.scale, codes.zero_point), held.get("bias"))
+
+
+def _same(a: Any, b: Any) -> bool:
+    return all(bool(jnp.array_equal(x, y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def _parts(q: Quantization, params: Any, codes: Mapping[str, Quantized]) -> dict[str, dict[str, jax.Array]]:
