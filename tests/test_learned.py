@@ -75,23 +75,34 @@ def test_pact_learns_from_what_is_above():
 
 LSQ = schemes.lsq(4)
 BOTH = Scheme(Integers(4), Integers(4, False), learned.lsq_plus(), learned=learned.lsq())
-CLIPPED = Scheme(Integers(4), Integers(4, False), learned.pact(0.7))
+CLIPPED = Scheme(Integers(4), Integers(4, False), learned.pact(0.3))
+
+
+def held_by_bfloat16(leaf):
+    """Make ranges smaller, so that something is clipped, with steps whose multiples bfloat16 holds: 15 * 2**k."""
+    return jnp.sign(leaf) * 15 * jnp.exp2(jnp.floor(jnp.log2(jnp.abs(leaf) / 15)))
+
+
+def whole(shape):
+    """Return a cotangent that bfloat16 holds."""
+    return jnp.asarray(np.arange(np.prod(shape)).reshape(shape) % 7 - 2.5, jnp.float32)
 
 
 @pytest.mark.slow
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", [LSQ, BOTH, CLIPPED], ids=["lsq", "lsq_plus", "pact"])
-def test_integers_and_floats_have_the_same_values_and_slopes(fn, params, x, scheme):
+def test_integers_and_floats_have_the_same_values_and_slopes(fn, params, x, scheme, request):
     found = []
     for integers in (True, False):
         q = quantize(fn, params, x, rules={"**": scheme}, integers=integers)
-        ranges = q.observe(params, q.init(), x)
-        ranges = jax.tree.map(lambda leaf: 0.8 * leaf, ranges)  # so that something is clipped
-        loss = lambda p, r, q=q: jnp.sum(jnp.sin(q(p, r, x)))  # noqa: E731
+        ranges = jax.tree.map(held_by_bfloat16, q.observe(params, q.init(), x))
+        loss = lambda p, r, q=q: jnp.sum(whole(q(p, r, x).shape) * q(p, r, x))  # noqa: E731
         found.append((jax.jit(q)(params, ranges, x), jax.jit(jax.grad(loss, (0, 1)))(params, ranges)))
     assert any(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(found[0][1][1]))
+    # Backward products take bfloat16; between the products of an attention there are floats that it rounds.
+    error = 0.1 if "attention" in request.node.callspec.id else 5e-3
     for mine, wanted in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
-        np.testing.assert_allclose(mine, wanted, atol=0.06 * float(jnp.abs(wanted).max()) + 1e-6)  # bfloat16
+        np.testing.assert_allclose(mine, wanted, atol=error * float(jnp.abs(wanted).max()) + 1e-6)
 
 
 def test_ranges_are_set_once_and_a_forgotten_start_shows():
