@@ -91,7 +91,7 @@ def whole(shape):
 @pytest.mark.slow
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", [LSQ, BOTH, CLIPPED], ids=["lsq", "lsq_plus", "pact"])
-def test_integers_and_floats_have_the_same_values_and_slopes(fn, params, x, scheme, request):
+def test_integers_and_floats_have_the_same_values_and_slopes(fn, params, x, scheme):
     found = []
     for integers in (True, False):
         q = quantize(fn, params, x, rules={"**": scheme}, integers=integers)
@@ -99,10 +99,11 @@ def test_integers_and_floats_have_the_same_values_and_slopes(fn, params, x, sche
         loss = lambda p, r, q=q: jnp.sum(whole(q(p, r, x).shape) * q(p, r, x))  # noqa: E731
         found.append((jax.jit(q)(params, ranges, x), jax.jit(jax.grad(loss, (0, 1)))(params, ranges)))
     assert any(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(found[0][1][1]))
-    # Backward products take bfloat16; between the products of an attention there are floats that it rounds.
-    error = 0.1 if "attention" in request.node.callspec.id else 5e-3
-    for mine, wanted in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
-        np.testing.assert_allclose(mine, wanted, atol=error * float(jnp.abs(wanted).max()) + 1e-6)
+    (value, slopes), (wanted_value, wanted_slopes) = found
+    np.testing.assert_allclose(value, wanted_value, atol=1e-5 * float(jnp.abs(wanted_value).max()))
+    for mine, wanted in zip(jax.tree.leaves(slopes), jax.tree.leaves(wanted_slopes), strict=True):
+        # Backward products take bfloat16, which does not hold the weights of PACT: their steps are not learned.
+        np.testing.assert_allclose(mine, wanted, atol=5e-3 * float(jnp.abs(wanted).max()) + 1e-6)
 
 
 def test_ranges_are_set_once_and_a_forgotten_start_shows():
