@@ -4,18 +4,22 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DATA ?= digits
 JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test quick check format bench clean
+.PHONY: demo test quick exhaustive check format bench clean
 
 demo: $(VENV)/.demo  ## the main job: train, compress, save, load in a fresh process, score, show
 	$(BIN)/python -m examples.demo --data $(DATA)
 
-test: $(VENV)/.dev  ## the whole suite, doctests included
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+test: $(VENV)/.dev  ## the suite, doctests included; of large tables a sample
+	$(PYTEST)
 
 quick: $(VENV)/.dev  ## the fast part of the suite
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not tpu"
+	$(PYTEST) -m "not slow and not tpu and not exhaustive"
+
+exhaustive: $(VENV)/.dev  ## every case of every table, every benchmark
+	$(PYTEST) -m ""
 
 check: $(VENV)/.dev  ## format, lint, types
 	$(BIN)/ruff format --check .

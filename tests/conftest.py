@@ -1,6 +1,7 @@
 """Settings for all tests: eight simulated CPU devices, strict promotion, and Hypothesis without deadlines."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -16,6 +17,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=30)
 hypothesis.settings.load_profile("default")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items):
+    """Leave to `make exhaustive` all but one in `n` of the cases of a test that is marked `sampled(n)`."""
+    seen = Counter()
+    for item in items:
+        mark, test = item.get_closest_marker("sampled"), item.nodeid.split("[")[0]
+        if mark and seen[test] % mark.args[0] and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.exhaustive)
+        seen[test] += 1
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from jaxopt_compress.quantization.post_training.adaround import adaround as adaround
 from jaxopt_compress.quantization.post_training.bias import corrected as corrected
+from jaxopt_compress.quantization.post_training.equalize import Equalized as Equalized
+from jaxopt_compress.quantization.post_training.equalize import equalize as equalize
 from jaxopt_compress.quantization.post_training.gptq import gptq as gptq
 from jaxopt_compress.quantization.post_training.method import Found as Found
 from jaxopt_compress.quantization.post_training.method import Layer as Layer
