@@ -25,7 +25,8 @@ def pytest_collection_modifyitems(items):
     seen = Counter()
     for item in items:
         mark, test = item.get_closest_marker("sampled"), item.nodeid.split("[")[0]
-        if mark and seen[test] % mark.args[0] and item.get_closest_marker("slow"):
+        fast = not (item.get_closest_marker("slow") or item.get_closest_marker("tpu"))
+        if mark and seen[test] % mark.args[0] and not fast:
             item.add_marker(pytest.mark.exhaustive)
         seen[test] += 1
 

@@ -153,6 +153,7 @@ DTYPES = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.sampled(5)
 @OPTIMIZERS
 @DTYPES
 def test_removed_weights_are_exact_zeros_after_every_step(build, dtype):
@@ -191,6 +192,7 @@ def mirrored(state, mask_shape):
     return [x for x in jax.tree.leaves(state) if jnp.shape(x) == mask_shape]
 
 
+@pytest.mark.sampled(5)
 @OPTIMIZERS
 def test_moments_of_removed_weights_start_afresh_and_others_stay(build):
     """The step after half of the weights were removed equals, on those, a step from a fresh state."""

@@ -30,6 +30,7 @@ def loss(found, wanted):
     return float(jnp.mean((found - wanted) ** 2) / jnp.mean(wanted**2))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("case", TURNABLE.values(), ids=TURNABLE)
 @pytest.mark.parametrize("basis", [bases.diagonal(), bases.hadamard(KEY)], ids=["diagonal", "hadamard"])
@@ -48,6 +49,8 @@ def test_it_is_the_same_function(case, basis):
     assert int_params.floats == {}
 
 
+@pytest.mark.sampled(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 6, 48, 64, 2048])
 def test_rotations_are_orthogonal(size):
     basis = bases.hadamard(KEY)
@@ -59,6 +62,7 @@ def test_rotations_are_orthogonal(size):
     np.testing.assert_allclose(np.abs(matrix[0, :power]), 1 / np.sqrt(power), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [Scheme(), schemes.static(observers.minmax())], ids=["dynamic", "static"])
 def test_smoothquant_beats_rounding_with_an_outlier(scheme):
     """One input is 60 times as large as the others, as in large transformers: it takes all levels of the activation."""
@@ -77,6 +81,7 @@ def test_smoothquant_beats_rounding_with_an_outlier(scheme):
     np.testing.assert_array_equal(int_fn(int_params, OUTLIERS), found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group_size", [None, 16])
 def test_awq_beats_rounding_and_goes_with_gptq(group_size):
     x = OUTLIERS
@@ -97,6 +102,7 @@ def test_awq_beats_rounding_and_goes_with_gptq(group_size):
     assert errors["awq + gptq"] < errors["awq"]
 
 
+@pytest.mark.slow
 def test_codes_of_another_basis_are_refused():
     q = quantize(dense, WEIGHT, OUTLIERS, rules={"**": schemes.weight_only(4, basis=bases.diagonal())})
     found = pt.round_weights(q, WEIGHT, [OUTLIERS], pt.gptq())  # of ranges that were forgotten
@@ -116,6 +122,7 @@ def test_a_rotation_beats_rounding_to_four_bits():
     assert errors[1] < 0.7 * errors[0]
 
 
+@pytest.mark.slow
 def test_products_of_one_activation_are_divided_once():
     fn = lambda p, x: jnp.sum(x @ p["q"]) * (x @ p["k"])  # noqa: E731
     params: Any = {"q": normal(48, 8), "k": normal(48, 4, seed=1)}

@@ -1,5 +1,6 @@
 """Every benchmark runs in its quick form and prints the keys it promises; nothing is timed here."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -51,10 +52,15 @@ def has_data() -> bool:
 NEEDS_TPU = [pytest.mark.tpu, pytest.mark.skipif(bool(_aot.missing()), reason=str(_aot.missing()))]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=NEEDS_TPU if n in ("tpu_aot", "tpu_quantized", "refresh_pod") else ()) for n in KEYS]
-)
+QUICKEST = ("gptq", "graph_time", "tpu_quantized")  # the others take most of a minute each
+
+
+def marks(name: str) -> list:
+    needs = NEEDS_TPU if name in ("tpu_aot", "tpu_quantized", "refresh_pod") else []
+    return [pytest.mark.slow if name in QUICKEST else pytest.mark.exhaustive, *needs]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in KEYS])
 def test_benchmark_prints_its_keys(name, tmp_path):
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--out", str(tmp_path / "out.json")]
     if name in NEEDS_DATA and not has_data():
@@ -70,6 +76,15 @@ def test_benchmark_prints_its_keys(name, tmp_path):
         assert ratios["answers_that_differ"] == 0
     if name == "mask_update":
         assert ratios["mask_bytes_per_weight"] <= 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KEYS)
+def test_benchmark_says_what_it_asks(name):
+    """It can be imported, has a question, and a quick form."""
+    module = importlib.import_module(f"benchmarks.{name}")
+    assert module.__doc__.splitlines()[0].endswith("?"), module.__doc__
+    assert "--quick" in Path(module.__file__).read_text()
 
 
 def test_results_are_committed_with_their_conditions():

@@ -81,6 +81,7 @@ ALIGNED = [
 UNALIGNED = [((8, 16), P("data", "model")), ((16, 16), P(("data", "model"), None)), ((12, 6), P("data", "model"))]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=["explicit", "auto"])
 @pytest.mark.parametrize(("shape", "spec"), ALIGNED + UNALIGNED, ids=str)

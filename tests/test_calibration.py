@@ -24,6 +24,7 @@ def seen_by(fn, params, x, site):
     return held
 
 
+@pytest.mark.sampled(2)
 @EVERY_PRODUCT
 def test_rows_times_outputs_are_the_product(fn, params, x):
     """Whatever the order of axes: the sums of all products of rows and outputs are the numbers that come out."""
@@ -85,6 +86,7 @@ def test_some_sites_and_batches_of_several_arguments():
     np.testing.assert_allclose(found["down"].squares, 2 * once.squares, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "conv", "conv_grouped"])
 def test_an_empty_batch_changes_nothing(name):
     fn, params, x = PRODUCTS[name]

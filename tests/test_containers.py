@@ -22,6 +22,7 @@ def same_bits(left, right) -> bool:
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @BY_CONTAINER
 def test_every_container(container):

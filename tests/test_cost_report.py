@@ -163,6 +163,7 @@ def compressed():
     return t.apply(PARAMS, state), t.encode(PARAMS, state)
 
 
+@pytest.mark.slow
 def test_numbers_of_the_report(compressed):
     after, model = compressed
     report = jc.report.table(PARAMS, model)

@@ -67,6 +67,7 @@ def test_lamp_is_the_share_among_survivors_and_keeps_every_leaf_alive():
     assert not jnp.any(t.apply(scaled, t.update(scaled, t.init(scaled), step=0))["b"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("w", [np.zeros((3, 2)), np.zeros((0, 3)), np.full((2, 2), 2.0), np.full((1, 1), -1e-30)])
 def test_lamp_at_its_edges(w):
     got = scores(pruning.lamp, "w", {"w": w.astype(np.float32)})
@@ -80,6 +81,7 @@ def test_wanda_weighs_inputs():
     np.testing.assert_allclose(got, np.abs(PARAMS["dense"]["kernel"]) * np.arange(6)[:, None], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_random_differs_by_step_and_leaf_and_repeats_itself():
     criterion = pruning.random(jax.random.key(0))
     params = {"a": jnp.zeros((30, 10)), "b": jnp.zeros((30, 10))}
@@ -148,12 +150,14 @@ PATH = "first/kernel"
 W = NET["first"]["kernel"]
 
 
+@pytest.mark.slow
 def test_fisher_takes_the_mean_of_squares():
     grads = [jax.grad(lambda w, i=i: loss(of_path(PATH, w), (X[i], Y[i])))(W) for i in range(5)]
     want = np.mean(np.square(np.stack(grads)), 0) * np.square(W) / 2
     np.testing.assert_allclose(scores(pruning.fisher(loss, NET, (X, Y)), PATH, NET), want, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", [pruning.taylor, pruning.gate()], ids=["taylor", "gate"])
 def test_averaged_takes_the_criterion_of_every_batch(criterion):
     batches = (X[:4].reshape(2, 2, 3), Y[:4].reshape(2, 2, 2))

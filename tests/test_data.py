@@ -52,6 +52,7 @@ def check(found, source):
     assert len(found.validation.label) == 4  # the last sixth
 
 
+@pytest.mark.slow
 def test_digits():
     digits = data.load("digits")
     assert [split.image.shape for split in digits[:3]] == [(1197, 64), (240, 64), (360, 64)]

@@ -40,6 +40,7 @@ def test_soft_targets_against_a_naive_loop(student, teacher, temperature):
     np.testing.assert_allclose(losses, naive_soft(student, teacher, temperature), rtol=1e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0, 0.3, 1.0])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_kd_against_a_naive_loop(alpha, temperature):
@@ -121,6 +122,7 @@ def test_narrow_logits_are_compared_in_float32(dtype):
     assert slope(lambda z: kd(z, teacher, LABELS), student).dtype == dtype
 
 
+@pytest.mark.slow
 def test_double_precision_stays():
     with jax.enable_x64(True):
         student, teacher = (jnp.asarray(np.asarray(z, np.float64)) for z in (STUDENT, TEACHER))

@@ -58,6 +58,7 @@ def naive_rigl(w, g, mask, fraction) -> np.ndarray:
     return stay | best(np.abs(g), ~stay, moving)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sparsity", "fraction"), [(0.0, 0.3), (0.5, 0.3), (0.5, 1.0), (0.9, 0.0), (0.9, 0.3), (0.9, 1.0), (1.0, 0.3)]
@@ -169,6 +170,7 @@ def train(tx: Any, params: Any, steps: int) -> list[tuple[Any, Any]]:
     return [*history, (params, state)]
 
 
+@pytest.mark.sampled(4)
 @SLOW
 @pytest.mark.parametrize(
     ("method", "name"),
@@ -221,6 +223,7 @@ def test_moments_of_weights_that_return_are_fresh():
     assert np.asarray(jc.tree.leaves(history[-1][1].inner[0].nu)["a/kernel"]).any()
 
 
+@pytest.mark.slow
 def test_rigl_sees_the_gradient_of_absent_weights_and_the_optimizer_does_not():
     w = {"w": jnp.asarray(normal(8, 8))}
     t = rigl(KEY, 0.5)

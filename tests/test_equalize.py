@@ -59,7 +59,7 @@ def test_rounding_whole_tensors_loses_less(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_function_keeps_its_bits(case):
     fn, params, inputs = case.make()

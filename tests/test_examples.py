@@ -47,7 +47,7 @@ def test_all_in_one_example():
     assert all_in_one.main() > 0.95
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_shrink_example_keeps_accuracy():
     found = shrink.main()
     assert found["retrained"][0] == found["removed"][0] <= 0.25 * found["dense"][0]
@@ -67,8 +67,11 @@ def test_examples_are_short(path):
         assert len(path.read_text().splitlines()) < 80
 
 
+LONG = [pytest.param(page, marks=pytest.mark.exhaustive) for page in ("pruning", "quantization")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["concepts", "optimizers", "pruning", "quantization", "shrinking", "tpu"])
+@pytest.mark.parametrize("page", ["concepts", "optimizers", "shrinking", "tpu", *LONG])
 def test_pages_run(page, tmp_path, monkeypatch):
     names, blocks = {}, code_blocks(f"docs/{page}.md")
     assert blocks
@@ -77,6 +80,7 @@ def test_pages_run(page, tmp_path, monkeypatch):
         exec(compile(block, page, "exec"), names)
 
 
+@pytest.mark.slow
 def test_readme_training_step_runs_compiles_once_and_ships_what_it_trained(tmp_path, monkeypatch):
     step, after = code_blocks("README.md")[:2]
     student = nn.Sequential([nn.Dense(32), nn.relu, nn.Dense(4)])

@@ -120,6 +120,7 @@ def test_pruned_nan_never_reaches_the_scale():
     assert np.isfinite(state[1]["w"].scale).all()
 
 
+@pytest.mark.slow
 @BITS
 def test_the_gradient_is_one_in_range_and_zero_where_clipped(bits):
     t = fake_quantize(bits)
@@ -185,6 +186,7 @@ def layer(name):
     return module, x, params, loud
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHANNELS)
 def test_channels_do_not_disturb_each_other(name):
@@ -202,6 +204,7 @@ def test_channels_do_not_disturb_each_other(name):
     assert np.mean(wrong[0][~loud] != wrong[1][~loud]) > 0.5
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CHANNELS if OUTPUT_CHANNELS.get(name) != set()])
 def test_every_output_channel_keeps_its_precision(name):

@@ -70,6 +70,7 @@ def containers(inner):
     )
 
 
+@pytest.mark.slow
 @given(model=st.recursive(arrays() | stored | scalars, containers, max_leaves=8))
 def test_any_tree_comes_back(tmp_path_factory, model):
     path = tmp_path_factory.mktemp("any") / "model.jc"
@@ -77,6 +78,7 @@ def test_any_tree_comes_back(tmp_path_factory, model):
     assert bits(export.load(path, like=model)) == bits(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", list(packing.WIDTHS))
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (5,), (40, 50)])
 def test_any_dtype_comes_back(path, dtype, shape):

@@ -120,6 +120,7 @@ def test_only_a_regular_file_is_replaced(tmp_path):
 # The files of older versions, and the description of the format
 
 
+@pytest.mark.slow
 def test_golden_file_of_version_2():
     """Version 2 adds the grids; `save` writes the same bytes today."""
     golden = HERE / "golden" / "model_v2.jc"

@@ -54,6 +54,8 @@ def codes_of(grid) -> np.ndarray:
     return codes[np.isfinite(values(grid, codes))]
 
 
+@pytest.mark.sampled(3)
+@pytest.mark.slow
 @EVERY_GRID
 def test_every_code_comes_back(grid):
     codes = codes_of(grid)
@@ -66,6 +68,7 @@ def test_every_code_comes_back(grid):
     assert codes.max() < 2**grid.bits
 
 
+@pytest.mark.slow
 @EVERY_GRID
 def test_the_nearest_number_is_taken(grid):
     numbers = values(grid, codes_of(grid)).astype(np.float64)

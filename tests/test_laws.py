@@ -20,10 +20,14 @@ SLOW = pytest.mark.slow
 ROWS = pytest.mark.parametrize(
     "row", [pytest.param(row, id=row.name, marks=[] if row.name in FAST else SLOW) for row in TABLE]
 )
-DTYPES = pytest.mark.parametrize(
-    "dtype",
-    [jnp.float32, pytest.param((jnp.bfloat16, jnp.float16), marks=SLOW)],
-    ids=["f32", "bf16_and_f16"],
+HALVES = (jnp.bfloat16, jnp.float16)
+ROWS_AND_DTYPES = pytest.mark.parametrize(
+    ("row", "dtype"),
+    [pytest.param(row, jnp.float32, id=f"f32-{row.name}", marks=[] if row.name in FAST else SLOW) for row in TABLE]
+    + [
+        pytest.param(row, HALVES, id=f"bf16_and_f16-{row.name}", marks=SLOW if i % 5 == 1 else pytest.mark.exhaustive)
+        for i, row in enumerate(TABLE)
+    ],
 )
 
 
@@ -79,8 +83,7 @@ def jitted(row):
     return t, jax.jit(t.init), jax.jit(t.apply), update, jax.jit(t.encode)
 
 
-@ROWS
-@DTYPES
+@ROWS_AND_DTYPES
 def test_fidelity(row, dtype):
     t, _, apply, _, encode = jitted(row)
     p = params(dtype)
@@ -89,15 +92,14 @@ def test_fidelity(row, dtype):
     assert_same_bits(jc.decode(encode(p, state)), apply(p, state))
 
 
-@ROWS
-@DTYPES
+@ROWS_AND_DTYPES
 def test_shape(row, dtype):
     p = params(dtype)
     chex.assert_trees_all_equal_shapes_and_dtypes(p, row.make().apply(p, state_of(row, p)))
 
 
-@ROWS
-@DTYPES
+@pytest.mark.sampled(3)
+@ROWS_AND_DTYPES
 def test_eager_equals_jit(row, dtype):
     t, init, apply, update, encode = jitted(row)
     p = params(dtype)
@@ -149,6 +151,7 @@ def test_tied_leaves_stay_tied(row):
     assert_same_bits(after["block"][0]["kernel"], after["block"][1]["kernel"])
 
 
+@pytest.mark.sampled(4)
 @ROWS
 def test_scan_equals_loop(row):
     t = row.make()
@@ -166,6 +169,7 @@ def test_scan_equals_loop(row):
     assert_same(row, scanned, looped)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.slow
 @ROWS
 def test_vmap_equals_loop(row):
@@ -184,6 +188,7 @@ def test_vmap_equals_loop(row):
         assert_same_bits(jax.tree.map(lambda x, i=i: x[i], together), (state, apply(p, state)))
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.slow
 @ROWS
 def test_pmap_equals_single_device(row):
@@ -203,6 +208,7 @@ def test_pmap_equals_single_device(row):
         )  # a slice over devices adds: -0 is lost
 
 
+@pytest.mark.sampled(2)
 @ROWS
 def test_gradient_is_defined_and_shaped(row):
     t = row.make()
@@ -222,6 +228,7 @@ def test_apply_is_idempotent(row):
     chex.assert_trees_all_close(t.apply(once, state), once, rtol=1e-6)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.slow
 @ROWS
 def test_chain_is_associative_with_identity(row):
@@ -266,6 +273,7 @@ def test_table_lists_every_public_transform():
     assert not {name for name in public if f"{name}(" not in source}
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.slow
 @ROWS
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=["explicit", "auto"])

@@ -141,9 +141,20 @@ def functions(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=15)
 @given(functions(), st.integers(0, 2**16))
 def test_removed_is_masked(model, number):
+    assert_removed_is_masked(model, number)
+
+
+@pytest.mark.exhaustive
+@settings(max_examples=100)
+@given(functions(), st.integers(0, 2**16))
+def test_removed_is_masked_at_length(model, number):
+    assert_removed_is_masked(model, number)
+
+
+def assert_removed_is_masked(model, number):
     fn, params, x = model
     rng = np.random.default_rng(number)
     traced = graph.trace(fn, params, x)

@@ -88,6 +88,7 @@ def whole(shape):
     return jnp.asarray(np.arange(np.prod(shape)).reshape(shape) % 7 - 2.5, jnp.float32)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.slow
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", [LSQ, BOTH, CLIPPED], ids=["lsq", "lsq_plus", "pact"])
@@ -120,6 +121,7 @@ def test_ranges_are_set_once_and_a_forgotten_start_shows():
     np.testing.assert_allclose(once[name]["1"], 2 * np.abs(w).mean(0, keepdims=True) / 7**0.5, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_zeros_and_narrow_dtypes():
     for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
         w, x = jnp.zeros((6, 5), dtype), jnp.zeros((4, 6), dtype)

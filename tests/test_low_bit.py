@@ -28,6 +28,7 @@ def slope(t, w=W):
     return np.asarray(jax.grad(lambda w: jnp.sum(t.apply(w, state) * jnp.cos(w * 0 + normal(*w.shape, seed=2))))(w))
 
 
+@pytest.mark.slow
 def test_binary():
     size = np.abs(NP).mean(0)
     np.testing.assert_allclose(seen(binary()), np.where(NP >= 0, size, -size), rtol=1e-6)
@@ -48,6 +49,7 @@ def test_binary_drawn():
     np.testing.assert_array_equal(t.apply(w, after), t.apply(w, t.update(w, state, step=1)))
 
 
+@pytest.mark.slow
 def test_stochastic():
     w = jnp.broadcast_to(jnp.linspace(-1, 1, 11)[None], (20_000, 11))
     t = stochastic(3, KEY, channel_axes=())
@@ -58,6 +60,7 @@ def test_stochastic():
     np.testing.assert_array_equal(found[:, 0], -1)  # what is on the grid stays there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [-1, ()])
 def test_ternary(axes):
     over = (0,) if axes == -1 else (0, 1)
@@ -79,6 +82,7 @@ def test_dorefa(bits):
     np.testing.assert_array_equal(np.abs(seen(dorefa(bits), jnp.zeros((3, 2)))) <= 1 / n + 1e-6, True)
 
 
+@pytest.mark.slow
 def test_what_is_stored_takes_one_and_two_bits():
     each: Any = ((binary(), 1), (ternary(), 2), (dorefa(2), 2), (binary(key=KEY), 1), (stochastic(4, KEY), 4))
     for t, bits in each:

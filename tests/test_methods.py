@@ -90,6 +90,7 @@ def test_accumulate_takes_patterns_and_scopes():
     np.testing.assert_array_equal(~gone, want)
 
 
+@pytest.mark.slow
 def test_top_kast_sees_some_trains_more_and_freezes_the_rest():
     w, rate = normal(10, 10), 0.1
     t = top_kast(0.8, 0.5)

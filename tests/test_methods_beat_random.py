@@ -51,6 +51,7 @@ def user_promotion():
         yield
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", GROUPS)
 def test_every_method_beats_random_pruning(name):
     data = _lenet.parts("digits")

@@ -61,6 +61,7 @@ def test_n_of_m_along_another_axis():
     np.testing.assert_array_equal(chosen, np.abs(w).reshape(2, 4, 3, 5).max(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(40, 6), (300, 5), (3, 3, 8, 5)])
 @pytest.mark.parametrize("sparsity", [0.3, 1.0])
 def test_wanda_compares_within_each_output(shape, sparsity):
@@ -168,6 +169,7 @@ def test_different_patterns_for_different_leaves():
     assert sorted((np.asarray(after["b"]["kernel"]) == 0).sum(0)) == [0, 0, 0, 8]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=["explicit", "auto"])
 @pytest.mark.parametrize("spec", [P("data", "model"), P(None, ("data", "model"))])

@@ -33,6 +33,7 @@ def naive_plateau(values, patience, rtol, atol):
     return best, since, reached
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 @given(values=VALUES, patience=st.integers(1, 5), rtol=st.sampled_from([0.0, 0.25]), atol=st.sampled_from([0.0, 0.5]))
 def test_plateau_follows_a_naive_loop(values, patience, rtol, atol):

@@ -39,6 +39,8 @@ def error_of(found, name=""):
     return float(jnp.mean(found.notes[name]["error"]))
 
 
+@pytest.mark.slow
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_methods_beat_rounding_to_nearest(method, scheme):
@@ -73,6 +75,8 @@ def gptq_in_numpy(w, scale, x, damping, order):
     return codes
 
 
+@pytest.mark.sampled(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("block", [1, 5, 128])
 def test_gptq_is_optimal_brain_surgery(act_order, block):
@@ -94,6 +98,7 @@ def test_adaround_rounds_up_or_down():
         rounded(METHODS["adaround"], schemes.weight_only(grids.NF4))
 
 
+@pytest.mark.slow
 def test_correction_leaves_no_shift():
     batches = (INPUTS + 1,)
     for method in (pt.nearest(), pt.gptq()):
@@ -106,6 +111,7 @@ def test_correction_leaves_no_shift():
     assert float(jnp.abs(jnp.mean(int_fn(int_params, batches[0]) - dense(WEIGHT, batches[0]), axis=0)).max()) > 0.1
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @EVERY_PRODUCT
 def test_every_kind_of_product(fn, params, x):
@@ -151,6 +157,8 @@ def test_statistics_that_were_gathered_before():
     jax.tree.map(np.testing.assert_array_equal, again, found)
 
 
+@pytest.mark.sampled(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["nan", "zeros", "few"])
 def test_inputs_that_say_little(case):
     """NaN: rounded to nearest, and said so. Zeros, or fewer rows than inputs: the damping makes it invertible."""

@@ -14,7 +14,7 @@ from tests import worker
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_agree_with_one_device(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -32,6 +32,7 @@ def site_of(fn, params, x):
     return site
 
 
+@pytest.mark.sampled(2)
 @EVERY_PRODUCT
 @pytest.mark.parametrize("zero", [False, True])
 def test_sums_are_exact_integers(fn, params, x, zero):
@@ -52,6 +53,7 @@ def test_sums_are_exact_integers(fn, params, x, zero):
     np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.sampled(4)
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", [Scheme(), STATIC, AFFINE], ids=["dynamic", "static", "affine"])
 def test_integers_and_floats_give_the_same(fn, params, x, scheme):
@@ -70,6 +72,7 @@ def test_integers_and_floats_give_the_same(fn, params, x, scheme):
     assert np.asarray(whole(params, ranges, x)).tobytes() == np.asarray(one).tobytes()  # eager == jit
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.slow
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", [Scheme(), AFFINE], ids=["dynamic", "affine"])
@@ -126,6 +129,7 @@ def test_a_static_affine_dense_layer_against_plain_numpy_bit_for_bit():
 SOME = Scheme(Integers(4), None, fit=fits.mse())
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.slow
 @EVERY_PRODUCT
 @pytest.mark.parametrize(
@@ -156,6 +160,7 @@ def test_weights_that_outgrow_their_scales_are_clipped_and_do_not_learn():
     np.testing.assert_array_equal(slope, ~clipped)
 
 
+@pytest.mark.slow
 def test_models_of_float64():
     with jax.enable_x64():
         x, w = (jnp.asarray(np.random.default_rng(i).normal(size=s)) for i, s in enumerate(((4, 6), (6, 5))))

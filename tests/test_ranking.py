@@ -97,12 +97,13 @@ def cases(draw):
 
 @pytest.mark.slow
 @BY_CUT
-@hypothesis.settings(max_examples=100)
+@hypothesis.settings(max_examples=25)
 @given(cases())
 def test_equals_a_stable_argsort(cut, case):
     agree(cut, *case)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.slow
 @BY_CUT
 @pytest.mark.parametrize("shapes", LARGE, ids=str)
@@ -122,6 +123,7 @@ def test_around_whole_tiles(cut, shapes, kind):
         agree(cut, arrays, k)
 
 
+@pytest.mark.slow
 @BY_CUT
 def test_equal_scores_go_in_the_order_of_the_arrays(cut):
     arrays = [np.zeros((2, 3), np.float32), np.zeros(4, np.float32)]

@@ -27,6 +27,7 @@ def as_it_was(site, args, state):
     return graph.bind(site.op, args), state
 
 
+@pytest.mark.sampled(2)
 @EVERY_CASE
 def test_replacing_each_site_by_itself_changes_nothing(case):
     fn, params, inputs = case.make()
@@ -40,6 +41,7 @@ def test_replacing_each_site_by_itself_changes_nothing(case):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.sampled(2)
 @EVERY_CASE
 def test_every_site_has_a_name_of_its_own_that_stays(case):
     fn, params, inputs = case.make()

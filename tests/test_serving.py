@@ -49,6 +49,7 @@ def served(fn, params, *inputs, scheme, rules=None):
     return jax.jit(q)(params, ranges, *inputs), *convert(q, params, ranges)
 
 
+@pytest.mark.sampled(5)
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", INTEGERS.values(), ids=INTEGERS)
 def test_integers_are_those_of_training_bit_for_bit(fn, params, x, scheme):
@@ -58,6 +59,7 @@ def test_integers_are_those_of_training_bit_for_bit(fn, params, x, scheme):
     assert "w" not in int_params.floats
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.slow
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", FLOATS.values(), ids=FLOATS)
@@ -76,6 +78,7 @@ def mlp(p, x):
 PARAMS = {"up": normal(6, 8), "down": normal(8, 3, seed=1), "bias": normal(3, seed=2)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("formula", ["bji,jio->bo", "bij,ijo->bo", "bij,jio->bo"])
 def test_groups_of_sums_over_several_axes(formula):
     w = normal(3, 6, 5) if formula != "bij,ijo->bo" else normal(6, 6, 5)
@@ -91,6 +94,7 @@ def test_groups_of_sums_over_several_axes(formula):
     np.testing.assert_allclose(int_fn(int_params, x), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_what_is_read():
     q = quantize(mlp, PARAMS, normal(4, 6), rules={"**": Scheme(Integers(4))})
     int_fn, int_params = convert(q, PARAMS, q.init())
@@ -179,6 +183,7 @@ def test_query_key_and_value_are_rounded_once():
 # Leaves that are codes already
 
 
+@pytest.mark.slow
 def test_codes_are_kept():
     x = normal(4, 6)
     q = quantize(mlp, PARAMS, x, rules={"**": Scheme(Integers(4))})
@@ -193,6 +198,7 @@ def test_codes_are_kept():
     np.testing.assert_array_equal(int_params.weights["up"]["weight"].codes[0].T, moved)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @EVERY_PRODUCT
 def test_codes_are_kept_wherever_they_move(fn, params, x):
@@ -227,6 +233,7 @@ def test_a_forgotten_calibration_is_refused():
 # What is compiled
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 16])
 @pytest.mark.parametrize(

@@ -151,6 +151,7 @@ def test_what_comes_back():
     )
 
 
+@pytest.mark.slow
 def test_the_smaller_function_takes_any_batch_and_any_transformation():
     fn, params, inputs = mlp()
     small = shrinking.shrink(fn, params, *inputs, ratio=0.5)
@@ -327,6 +328,7 @@ def test_the_function_is_compiled_once_for_all_removals_to_be_checked():
 # --- blocks ---
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [c.name for c in CASES if c.name.startswith(("resnet", "gpt", "vit", "linen_tr"))])
 def test_residual_branches_go_whole(name):

@@ -100,6 +100,7 @@ EXPLICIT = (
 )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in EXPLICIT], ids=lambda case: case.name)
 def test_data_parallel_on_an_explicit_mesh(case):

@@ -47,6 +47,7 @@ def in_numpy(w, x, sparsity, damping):
     return w
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.8])
 def test_it_is_optimal_brain_surgery(sparsity):
     found = pruning.sparsegpt(dense, WEIGHT, [INPUTS], sparsity)
@@ -56,6 +57,7 @@ def test_it_is_optimal_brain_surgery(sparsity):
     assert int(jnp.sum(found == 0)) == round(sparsity * WEIGHT.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [5, 24])
 def test_it_beats_magnitude_and_wanda(block):
     norms = jnp.sqrt(jnp.mean(INPUTS**2, 0))
@@ -83,6 +85,7 @@ def test_n_of_m():
     assert loss(found) < loss(jnp.where(gone.reshape(24, 16), 0, WEIGHT))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.slow
 @EVERY_PRODUCT
 def test_every_kind_of_product(fn, params, x):
@@ -145,6 +148,7 @@ def test_what_is_refused():
         pruning.sparsegpt(lambda p, x: (x @ p) @ p, normal(24, 24), [x], 0.5)
 
 
+@pytest.mark.slow
 def test_nan_and_zeros():
     for x in (INPUTS.at[0, 0].set(jnp.nan), 0 * INPUTS):
         found = pruning.sparsegpt(dense, WEIGHT, [x], 0.5)

@@ -35,6 +35,7 @@ def everything(row):
     return run
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 def test_every_transform_compiles_for_a_chip_and_lowers_for_cuda(row):
     shapes = jax.eval_shape(params)
@@ -43,6 +44,7 @@ def test_every_transform_compiles_for_a_chip_and_lowers_for_cuda(row):
     assert _aot.lowers_for_cuda(everything(row), shapes) > 0
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 def test_every_transform_compiles_for_a_pod_and_gathers_no_parameter(row):
     on = _aot.mesh("v5e:16x16", (16, 16))
@@ -75,8 +77,8 @@ def flipped(params, state, **extra):
     return jax.tree.map(jnp.invert, state)
 
 
-@pytest.mark.parametrize("quantized", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["alone", "int8"])
-@pytest.mark.parametrize("cheap", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["ranked", "flipped"])
+@pytest.mark.parametrize("quantized", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["alone", "int8"])
+@pytest.mark.parametrize("cheap", [False, pytest.param(True, marks=pytest.mark.exhaustive)], ids=["ranked", "flipped"])
 def test_a_donated_mask_that_is_refreshed_in_a_step_compiles(cheap, quantized):
     """The order of reads and writes once made the compiler find a cycle."""
     prune = jc.pruning.prune(own_criterion, 0.5)
