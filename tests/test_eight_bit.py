@@ -24,8 +24,9 @@ def user_promotion():
         yield
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
-@given(st.sampled_from([1, 7, 64, 65, 192, 600]), st.integers(0, 1000), st.floats(1e-20, 1e10))
+@given(st.integers(1, 600), st.integers(0, 1000), st.floats(1e-20, 1e10))
 def test_codes_are_near_and_a_second_moment_stays(size, seed, scale):
     x = scale * normal(3, size, seed=seed) ** 3
     shape = eight_bit._blocks((3, size), 64)
