@@ -103,6 +103,14 @@ def test_equals_a_stable_argsort(cut, case):
     agree(cut, *case)
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+@hypothesis.settings(max_examples=100)
+@given(cases())
+def test_equals_a_stable_argsort_at_length(cut, case):
+    agree(cut, *case)
+
+
 @pytest.mark.sampled(8)
 @pytest.mark.slow
 @BY_CUT

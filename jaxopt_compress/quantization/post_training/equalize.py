@@ -2,10 +2,12 @@
 
 Behind a ReLU, a maximum, a sum, anything that lets a positive factor through, a channel may be made smaller by the
 layer in front and be read larger by the layer behind. Which slices of which parameters go together is what the graph
-knows; whether a factor passes is tried out. Factors are powers of two: the function stays the same to the last bit.
+knows; whether a factor passes is tried out. Factors are powers of two: the function stays the same to the last bit,
+of float16, whose small numbers have fewer, to its rounding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +49,8 @@ def equalize(fn: Callable, params: Any, *inputs: Any, rounds: int = 10) -> Equal
     """Make the largest weight of each channel alike in the layer that makes it and in those that read it.
 
     For scales that channels share: those of a whole tensor, of the inputs of a weight, of an activation. No data is
-    needed but one example, on which it is tried whether a factor passes.
+    needed but one example, on which it is tried whether a factor passes; a bound in the function that is more than 64
+    times what the example reaches is not noticed.
 
     Args:
       fn: `fn(params, *inputs)`, as it is used: normalizations with statistics that are given.
@@ -59,7 +62,7 @@ def equalize(fn: Callable, params: Any, *inputs: Any, rounds: int = 10) -> Equal
       The parameters, and what was done.
 
     Raises:
-      ValueError: `rounds` below 1; a leaf that is no array; an example of no rows.
+      ValueError: `rounds` below 1; a leaf that is no array; an example of no rows; the outputs for the example changed.
 
     Reference: Nagel et al., "Data-free quantization through weight equalization and bias correction", 2019, with the
     largest absolute weight for the range. There it is for pairs of layers with a ReLU between; here for all that go
@@ -74,50 +77,55 @@ def equalize(fn: Callable, params: Any, *inputs: Any, rounds: int = 10) -> Equal
     """
     if rounds < 1:
         raise ValueError(f"`equalize`: `rounds` is at least 1; got {rounds}.")
-    groups = [group for group in graph.trace(fn, params, *inputs).groups if group.size > 1]
-    sides = dict(_passing(fn, params, inputs, groups))
-    octaves: dict[str, int | None] = {group.name: 0 if group.name in sides else None for group in groups}
-    total = {group.name: np.zeros(group.size, int) for group in groups if group.name in sides}
-    for _ in range(rounds):
-        moved = False
-        for name, (makers, readers) in sides.items():
-            exponents = _exponents(tree.leaves(params), makers, readers)
-            params = _scaled(_scaled(params, makers, np.ldexp(1.0, -exponents)), readers, np.ldexp(1.0, exponents))
-            total[name] += exponents
-            moved = moved or bool(exponents.any())
-        if not moved:
-            break
-    return Equalized(params, octaves | {name: int(np.ptp(exponents)) for name, exponents in total.items()})
-
-
-def _passing(fn: Callable, params: Any, inputs: Sequence[Any], groups: Sequence[Group]) -> Iterator[tuple[str, Sides]]:
-    """Find for each group the slices that may be scaled, those that make channels against those that read them."""
-    run = jax.jit(lambda params: jax.tree.leaves(fn(params, *inputs)))
-    before, rng = run(params), np.random.default_rng(0)
+    traced = graph.trace(fn, params, *inputs)
+    run = partial(jax.jit(lambda inputs, params: jax.tree.leaves(fn(params, *inputs))), inputs)
+    before = run(params)
     if not any(map(np.size, before)):
         raise ValueError(
             "`equalize`: whether a factor passes is tried on an example; all outputs of this one are empty."
         )
-    for group in groups:
-        readers = [part for part in group.slices if not part.makes]
-        tried = rng.choice(FACTORS, group.size)
-        tried[:2] = FACTORS[0], FACTORS[-1]  # at least these differ
-        for makers in filter(None, _choices(run, params, group) if readers else ()):
-            powers = {-1: np.ldexp(1.0, -tried), 1: np.ldexp(1.0, tried)}
-            if all(map(_equal, before, run(_scaled(_scaled(params, makers, powers[-1]), readers, powers[1])))):
-                yield group.name, (makers, readers)
-                break
+    groups = [group for group in traced.groups if group.size > 1]
+    found = {group.name: _sides(run, before, params, group) for group in groups}
+    sides = {name: both for name, both in found.items() if both}
+    total = {name: np.zeros(len(makers[0].index), int) for name, (makers, _) in sides.items()}
+    after = params
+    for _ in range(rounds):
+        moved = False
+        for name, both in sides.items():
+            exponents = _exponents(tree.leaves(after), *both)
+            after, total[name] = _moved(after, both, exponents), total[name] + exponents
+            moved = moved or bool(exponents.any())
+        if not moved:
+            break
+    if not all(map(_equal, before, run(after))):
+        raise ValueError("`equalize`: the function must stay the same, and does not. Please report it.")
+    return Equalized(after, {name: int(np.ptp(total[name])) if name in sides else None for name in found})
 
 
-def _choices(run: Callable, params: Any, group: Group) -> Iterator[Sequence[Slices]]:
+def _sides(run: Callable, before: Sequence[Any], params: Any, group: Group) -> Sides | None:
+    """Find the slices that may be scaled, those that make channels against those that read them; None if none may."""
+    leaves = tree.leaves(params)
+    makers, readers = ([part for part in group.slices if part.makes == makes] for makes in (True, False))
+    makers = [part for part in makers if jnp.issubdtype(leaves[part.path].dtype, jnp.inexact)]
+    if not (makers and readers and all(jnp.issubdtype(leaves[part.path].dtype, jnp.inexact) for part in readers)):
+        return None
+    tried = np.random.default_rng(0).choice(FACTORS, group.size)
+    tried[:2] = FACTORS[0], FACTORS[-1]  # at least these differ
+    for some in _choices(run, params, makers):
+        if some and all(map(_equal, before, run(_moved(params, (some, readers), tried)))):
+            return some, readers
+    return None
+
+
+def _choices(run: Callable, params: Any, makers: Sequence[Slices]) -> Iterator[Sequence[Slices]]:
     """Yield sets of slices through which a channel may become smaller by one factor.
 
     All slices that make it are too many behind a normalization with given statistics, whose own scale takes up the
     factor, and of a gated product, of which one side does. Few enough are those without any of which the channel is no
     longer zero when the others are.
     """
-    leaves, nothing = tree.leaves(params), np.zeros(group.size)
-    makers = [part for part in group.slices if part.makes and jnp.issubdtype(leaves[part.path].dtype, jnp.inexact)]
+    yield makers
+    leaves, nothing = tree.leaves(params), np.zeros(len(makers[0].index))
     masked = run(_scaled(params, makers, nothing))
     for order in (makers, makers[::-1]):
         left = list(order)
@@ -126,7 +134,6 @@ def _choices(run: Callable, params: Any, group: Group) -> Iterator[Sequence[Slic
             if all(map(_equal, masked, run(_scaled(params, fewer, nothing)))):
                 left = fewer
         yield left
-    yield makers
 
 
 def _exponents(leaves: dict[str, Any], makers: Sequence[Slices], readers: Sequence[Slices]) -> np.ndarray:
@@ -149,6 +156,12 @@ def _largest(leaves: dict[str, Any], side: Sequence[Slices]) -> np.ndarray:
     return np.max(found, axis=0)
 
 
+def _moved(params: Any, sides: Sides, exponents: np.ndarray) -> Any:
+    """Divide the slices that make channels by powers of two, and multiply those that read them."""
+    makers, readers = sides
+    return _scaled(_scaled(params, makers, np.ldexp(1.0, -exponents)), readers, np.ldexp(1.0, exponents))
+
+
 def _scaled(params: Any, side: Sequence[Slices], factors: np.ndarray) -> Any:
     """Multiply the slices of each channel."""
     leaves = tree.leaves(params)
@@ -163,10 +176,13 @@ def _scaled(params: Any, side: Sequence[Slices], factors: np.ndarray) -> Any:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Compare two outputs bit for bit, NaN with NaN; where small numbers lose bits of their own, to the rounding."""
+    """Compare two outputs bit for bit, NaN with NaN; where small numbers lose bits, as in float16, to the rounding."""
     one, other = np.asarray(one), np.asarray(other)
-    if not jnp.issubdtype(one.dtype, jnp.inexact) or jnp.finfo(one.dtype).bits > 16:
-        return bool(np.array_equal(one, other, equal_nan=jnp.issubdtype(one.dtype, jnp.inexact)))
+    if not jnp.issubdtype(one.dtype, jnp.inexact):
+        return bool(np.array_equal(one, other))
+    kind = jnp.finfo(one.dtype)
+    if kind.minexp < -100:
+        return bool(np.array_equal(one, other, equal_nan=True))
     one, other = one.astype(np.float32), other.astype(np.float32)
     largest = np.abs(one).max(initial=0, where=np.isfinite(one))
-    return bool(np.allclose(one, other, rtol=0, atol=4 * float(jnp.finfo(jnp.bfloat16).eps) * largest, equal_nan=True))
+    return bool(np.allclose(one, other, rtol=0, atol=4 * float(kind.eps) * largest, equal_nan=True))
