@@ -51,8 +51,12 @@ def user_promotion():
         yield
 
 
-@pytest.mark.sampled(4)
-@pytest.mark.parametrize("name", GROUPS)
+SHORT = ("neurons", "scaled neurons", "2:4 at once")  # the others take half a minute and more
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in SHORT else pytest.mark.exhaustive) for name in GROUPS]
+)
 def test_every_method_beats_random_pruning(name):
     data = _lenet.parts("digits")
     errors, _ = run(GROUPS[name], data.train, data.test, EPOCHS, SEEDS, WIDTHS)
