@@ -1,16 +1,13 @@
-"""A decoder of any depth in plain JAX, its layers one after the other (not scanned): only its shapes are needed."""
+"""A decoder of any depth in plain JAX, its layers one after the other (not scanned)."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-VOCABULARY, LENGTH = 1000, 128
 
-
-def shapes(depth: int, width: int, heads: int) -> Any:
+def shapes(depth: int, width: int, vocabulary: int = 1000, length: int = 128) -> Any:
     """Return the shapes of the parameters."""
-    del heads
     array = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
     dense = lambda n, m: {"kernel": array(n, m), "bias": array(m)}  # noqa: E731
     norm = {"scale": array(width), "shift": array(width)}
@@ -23,7 +20,7 @@ def shapes(depth: int, width: int, heads: int) -> Any:
         "down": dense(4 * width, width),
     }
     layers = {f"layer_{i:03}": layer for i in range(depth)}
-    return {"words": array(VOCABULARY, width), "positions": array(LENGTH, width), **layers, "norm": norm}
+    return {"words": array(vocabulary, width), "positions": array(length, width), **layers, "norm": norm}
 
 
 def forward(params: Any, tokens: jax.Array, heads: int) -> jax.Array:

@@ -18,7 +18,7 @@ DEPTHS = (10, 30, 100)
 
 def seconds(depth: int, width: int, heads: int) -> dict[str, float]:
     """Time the parts of one plan: the jaxpr alone, the trace with its groups, the choice, and the count of the work."""
-    params, tokens = shapes(depth, width, heads), jax.ShapeDtypeStruct((2, 128), "int32")
+    params, tokens = shapes(depth, width), jax.ShapeDtypeStruct((2, 128), "int32")
     call = lambda p, t: forward(p, t, heads)  # noqa: E731
     start = time.perf_counter()
     jax.make_jaxpr(call)(params, tokens)

@@ -1,117 +1,67 @@
-"""How much accuracy does each bit cost, and what do better methods give back?
+"""How much does each bit cost, and what do better methods give back?
 
-    python -m benchmarks.ladder --seeds 5 --out benchmarks/results/ladder.json
+    python -m benchmarks.ladder --net cnn --seeds 5 --out benchmarks/results/ladder_cnn.json
+    python -m benchmarks.ladder --net text --seeds 3 --out benchmarks/results/ladder_text.json
 
-A residual CNN with batch normalization is trained on Fashion-MNIST; its weights are rounded to 8, 6, 4, 3 and 2 bits
-(all layers, one scale a channel), its activations to 8 bits with ranges observed on 1,024 training images. After
-training: rounding to nearest, bias correction, GPTQ, AdaRound, AWQ. With training, at 4 bits and fewer: one more
-epoch of quantization-aware training, and of learned step sizes (LSQ) that start at those of least square error; the
-float net gets that epoch too. What is scored is the served function, which multiplies integers. Choices were made with
-`--validation`.
+A residual CNN with batch normalization is trained on Fashion-MNIST, a transformer on the characters of five novels (the
+sixth is the test; `benchmarks._novels` says where they are looked for). Weights are rounded to 8, 6, 4, 3 and 2 bits
+(all layers, one scale a channel), activations to 8 bits with ranges observed on 1,024 examples; of the transformer the
+products of two activations too. After training: rounding to nearest, bias correction, cross-layer equalization, AWQ,
+AdaRound, GPTQ. With training, at 4 bits and fewer: quantization-aware training for one more epoch (of the novels a
+quarter), and learned step sizes (LSQ) that start at those of least square error; the float net gets that epoch too.
+What is scored is the served function, which multiplies integers. Choices were made with `--validation`.
 """
 
 import argparse
-from collections.abc import Callable
 from statistics import mean, stdev
 from typing import Any
 
-import jax
+import numpy as np
 
-from benchmarks import _nets, harness
-from benchmarks._lenet import Part, Parts, parts
-from benchmarks.structured import digits, error, train
-from jaxopt_compress.calibration import calibrate, gram
-from jaxopt_compress.grids import Integers
-from jaxopt_compress.quantization import Quantization, Scheme, bases, convert, fits, learned, observers, quantize
-from jaxopt_compress.quantization import post_training as pt
+from benchmarks import _ladder, _nets, _novels, harness
+from benchmarks._ladder import Task
+from benchmarks._lenet import Part, parts
+from benchmarks.structured import digits, error
 
 BITS = (8, 6, 4, 3, 2)
 TRAINED = 4  # more bits lose nothing that training could bring back
-BATCHES = [slice(i, i + 128) for i in range(0, 1024, 128)]
-ROUNDING = {
-    "nearest": pt.nearest(),
-    "bias corrected": pt.corrected(pt.nearest(gram())),
-    "gptq": pt.gptq(),
-    "gptq, largest first": pt.gptq(act_order=True),
-    "gptq, bias corrected": pt.corrected(pt.gptq(act_order=True)),
-    "adaround": pt.adaround(),
-    "adaround, bias corrected": pt.corrected(pt.adaround()),
-}
-NET = _nets.cnn
-SLOW = NET._replace(rate=NET.rate / 10)
+AFTER = ("nearest", "bias corrected", "equalized", "equalized, bias corrected", "awq", "adaround", "gptq")
+UNITS = {"cnn": "error, %", "text": "bits per character"}
 
 
-def scheme(bits: int, **more: Any) -> Scheme:
-    """Round weights to some bits, activations to eight with a zero point."""
-    return Scheme(Integers(bits), Integers(8, restricted=False), observers.minmax(), zero_point=True, **more)
+def images(options: argparse.Namespace) -> Task:
+    """Return the CNN and Fashion-MNIST."""
+    data = digits() if options.quick else parts("fashion-mnist", whole=not options.validation)
+    scored = data.validation if options.validation else data.test
+    score = lambda fn, variables: error(lambda p, x: fn(p, x), variables, scored)  # noqa: E731
+    return Task(_nets.cnn, data.train, data.train, score, 1 if options.quick else 3, 128)
 
 
-def observed(q: Quantization, variables: Any, ranges: Any, image: jax.Array) -> Any:
-    """Observe the ranges of activations."""
-    observe = jax.jit(q.observe)
-    for rows in BATCHES:
-        ranges = observe(variables, ranges, image[rows])
-    return ranges
+def text(options: argparse.Namespace) -> Task:
+    """Return the transformer and the novels."""
+    data = _novels.novels(whole=not options.validation)
+    scored = data.validation if options.validation else data.test
+    quarter = np.random.default_rng(0).permutation(len(data.train.label))[: len(data.train.label) // 4]
+    more = Part(data.train.image[quarter], data.train.label[quarter])
+    score = lambda fn, variables: _novels.bits_per_character(fn, variables, scored)  # noqa: E731
+    return Task(_novels.net, data.train, more, score, 2, 16)
 
 
-def after_training(
-    bits: int, variables: Any, data: Part, states: Any, score: Callable, methods: dict[str, pt.Method]
-) -> dict[str, float]:
-    """Return the error of every method that needs no labels."""
-    batches = [data.image[rows] for rows in BATCHES]
-    q = quantize(NET.apply, variables, batches[0], rules={"**": scheme(bits)})
-    ranges, found = observed(q, variables, q.init(), data.image), {}
-    for name, method in methods.items():
-        rounded = pt.round_weights(q, variables, (), method, states=states)
-        found[name] = score(*convert(q, variables, ranges, rounded.weights))
-    turned = quantize(NET.apply, variables, batches[0], rules={"**": scheme(bits, basis=bases.diagonal())})
-    ranges = observed(turned, variables, pt.awq(turned, variables, turned.init(), (), states=states), data.image)
-    found["awq"] = score(*convert(turned, variables, ranges))
-    return found
+TASKS = {"cnn": images, "text": text}
 
 
-def with_training(bits: int, variables: Any, data: Part, epochs: int, seed: int, score: Callable) -> dict[str, float]:
-    """Return the error after some more epochs, with scales that are fitted, and with step sizes that are learned."""
-    stats, found = variables["stats"], {}
-    q = quantize(NET.apply, variables, data.image[:128], rules={"**": scheme(bits)})
-    ranges = observed(q, variables, q.init(), data.image)
-    forward = lambda v, x: (q({**v, "stats": stats}, ranges, x), stats)  # noqa: E731
-    after = train(SLOW, forward, variables, data, epochs, seed)
-    found["qat"] = score(*convert(q, after, observed(q, after, q.init(), data.image)))
-    steps = scheme(bits, learned=learned.lsq(fit=fits.mse()))
-    q = quantize(NET.apply, variables, data.image[:128], rules={"**": steps})
-    ranges, shape = jax.tree.flatten(observed(q, variables, q.init(), data.image))
-    sizes = [leaf.shape for leaf in ranges]
-
-    def learning(v: Any, x: jax.Array) -> Any:
-        params = {name: leaf for name, leaf in v["params"].items() if name != "steps"}
-        return q({"params": params, "stats": stats}, unflatten(v["params"]["steps"]), x), stats
-
-    def unflatten(steps: list[jax.Array]) -> Any:  # they are flat in training, so that weight decay leaves them alone
-        return jax.tree.unflatten(shape, [leaf.reshape(size) for leaf, size in zip(steps, sizes)])
-
-    start = {"params": {**variables["params"], "steps": [leaf.ravel() for leaf in ranges]}, "stats": stats}
-    after = train(SLOW, learning, start, data, epochs, seed)
-    ranges = unflatten(after["params"].pop("steps"))
-    found["lsq"] = score(*convert(q, after, ranges))
-    return found
-
-
-def run(
-    seed: int, data: Parts, scored: Part, epochs: int, more: int, bits: tuple[int, ...], methods: dict[str, pt.Method]
-) -> dict[str, Any]:
-    """Return the errors of one seed, by bits and method."""
-    variables = train(NET, NET.train, NET.init(jax.random.key(seed), NET.width), data.train, epochs, seed)
-    score = lambda fn, params: error(lambda p, x: fn(p, x), params, scored)  # noqa: E731
-    stats = variables["stats"]
-    fixed = lambda v, x: (NET.apply({**v, "stats": stats}, x), stats)  # noqa: E731
-    again = train(SLOW, fixed, variables, data.train, more, seed + 100) if more else variables
-    row: dict[str, Any] = {"float": score(NET.apply, variables), "float, trained on": score(NET.apply, again)}
-    states = calibrate(NET.apply, variables, [data.train.image[rows] for rows in BATCHES], gram())
+def run(task: Task, seed: int, bits: tuple[int, ...], methods: tuple[str, ...], training: bool) -> dict[str, Any]:
+    """Return the scores of one seed, by bits and method."""
+    variables = _ladder.float_net(task, seed)
+    row: dict[str, Any] = {"seed": seed, "float": task.score(task.net.apply, variables)}
+    if training:
+        row["float, trained on"] = task.score(task.net.apply, _ladder.trained_on(task, task.net.apply, variables, seed))
+    rungs = _ladder.Rungs(task, variables)
     for width in bits:
-        row[str(width)] = after_training(width, variables, data.train, states, score, methods)
-        if width <= TRAINED and more:
-            row[str(width)] |= with_training(width, variables, data.train, more, seed + 100, score)
+        row[str(width)] = rungs.after_training(width, methods)
+        if width <= TRAINED and training:
+            row[str(width)]["qat"] = _ladder.qat(task, width, variables, seed)
+            row[str(width)]["lsq"] = _ladder.lsq(task, width, variables, seed)
         print(f"seed {seed}, {width} bits: {row[str(width)]}, float {row['float']:.2f}", flush=True)
     return row
 
@@ -125,43 +75,34 @@ def summary(rows: list[dict[str, Any]], bits: tuple[int, ...]) -> dict[str, dict
     }
 
 
+def keys(rows: list[dict[str, Any]], bits: tuple[int, ...]) -> dict[str, float]:
+    """Return what AdaRound and GPTQ give back at the fewest bits but one, and what they still lose to the float net."""
+    worst = str(bits[-2:][0])
+    at = {method: each[worst][0] for method, each in summary(rows, bits).items()}
+    dense = mean(row["float"] for row in rows)
+    found = {f"nearest_minus_{method}": at["nearest"] - at[method] for method in ("adaround", "gptq")}
+    return found | {f"{method}_minus_float": at[method] - dense for method in ("nearest", "adaround", "gptq")}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", choices=TASKS, default="cnn")
     parser.add_argument("--quick", action="store_true", help="the digits, one epoch, 4 bits, no training afterwards")
-    parser.add_argument("--validation", action="store_true", help="score validation images, and do not train on them")
+    parser.add_argument("--validation", action="store_true", help="score validation data, and do not train on them")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--more", type=int, default=1)
     parser.add_argument("--out", help="write the results as JSON")
     options = parser.parse_args()
-    data = digits() if options.quick else parts("fashion-mnist", whole=not options.validation)
-    scored = data.validation if options.validation else data.test
-    bits = (4,) if options.quick else BITS
-    methods = {"nearest": pt.nearest(), "gptq": pt.gptq(), "adaround": pt.adaround(50)} if options.quick else ROUNDING
-    rows = []
+    bits, methods = ((4,), ("nearest", "gptq", "adaround")) if options.quick else (BITS, AFTER)
+    task, rows = TASKS[options.net](options), []
     for seed in range(options.first, options.first + (1 if options.quick else options.seeds)):
-        rows.append(
-            run(
-                seed,
-                data,
-                scored,
-                1 if options.quick else options.epochs,
-                0 if options.quick else options.more,
-                bits,
-                methods,
-            )
-        )
-        harness.write({}, options.out, rows=rows, options=vars(options))
-    table = summary(rows, bits)
+        rows.append(run(task, seed, bits, methods, not options.quick))
+        harness.write(keys(rows, bits), options.out, rows=rows, options=vars(options))
     show = lambda pair: "{:.2f} +- {:.2f}".format(*pair) if pair else ""  # noqa: E731
-    cells = [(method, *(show(each.get(str(b))) for b in bits)) for method, each in table.items()]
-    dense = ", ".join(f"{name} {mean(row[name] for row in rows):.2f}" for name in ("float", "float, trained on"))
-    harness.show(f"test error, %, by bits of the weights ({dense})", ("method", *map(str, bits)), cells)
-    worst = str(bits[-2] if len(bits) > 1 else bits[0])
-    at = {m: each[worst][0] for m, each in table.items()}
-    keys = {"nearest_minus_adaround": at["nearest"] - at["adaround"], "nearest_minus_gptq": at["nearest"] - at["gptq"]}
-    harness.finish(keys, options.out, rows=rows, options=vars(options))
+    cells = [(name, *(show(each.get(str(b))) for b in bits)) for name, each in summary(rows, bits).items()]
+    dense = ", ".join(f"{n} {mean(row[n] for row in rows):.2f}" for n in ("float", "float, trained on") if n in rows[0])
+    harness.show(f"{UNITS[options.net]}, by bits of the weights ({dense})", ("method", *map(str, bits)), cells)
+    harness.finish(keys(rows, bits), options.out, rows=rows, options=vars(options))
 
 
 if __name__ == "__main__":

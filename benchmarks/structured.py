@@ -31,9 +31,11 @@ NETS = {"cnn": _nets.cnn, "vit": _nets.vit}
 TIMED = {"cpu": (1, 128), "gpu": (1, 128, 8192), "tpu": (1, 128, 8192)}  # images at a time
 
 
-def train(net: _nets.Net, forward: Callable, variables: Any, data: Part, epochs: int, seed: int) -> Any:
+def train(
+    net: _nets.Net, forward: Callable, variables: Any, data: Part, epochs: int, seed: int, batch: int = BATCH
+) -> Any:
     """Train along a cosine; `forward` returns logits and new statistics."""
-    steps = epochs * (len(data.label) // BATCH)
+    steps = epochs * (len(data.label) // batch)
     tx = net.optimizer(optax.warmup_cosine_decay_schedule(0.0, net.rate, steps // 20, steps))
 
     @jax.jit
@@ -50,7 +52,7 @@ def train(net: _nets.Net, forward: Callable, variables: Any, data: Part, epochs:
     image, label = np.asarray(data.image), np.asarray(data.label)
     for epoch in range(epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(label))
-        for rows in order[: len(order) // BATCH * BATCH].reshape(-1, BATCH):
+        for rows in order[: len(order) // batch * batch].reshape(-1, batch):
             variables, state = step(variables, state, image[rows], label[rows])
     return variables
 
