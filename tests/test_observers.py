@@ -16,6 +16,7 @@ EVERY = {
     "moving": observers.moving(0.9),
     "percentile": observers.percentile(99.0),
     "mse": observers.mse(),
+    "entropy": observers.entropy(),
 }
 EVERY_OBSERVER = pytest.mark.parametrize("observer", EVERY.values(), ids=EVERY)
 
@@ -58,7 +59,7 @@ def test_percentile_is_that_of_numpy_to_a_bin(scale):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["minmax", "percentile", "mse"])
+@pytest.mark.parametrize("name", ["minmax", "percentile", "mse", "entropy"])
 def test_the_order_and_the_size_of_batches_do_not_matter(name):
     parts = [normal(500, seed=1), normal(300, seed=2, scale=40.0), normal(900, seed=3, scale=0.01), normal(1, seed=4)]
     found = {seen(EVERY[name], *order) for order in (parts, parts[::-1], [np.concatenate(parts)])}
@@ -76,14 +77,54 @@ def test_a_full_bin_goes_on_counting():
     assert float(more.counts.max()) == 2**24 + 64
 
 
-def test_the_range_of_least_error_beats_the_whole_range():
+@pytest.mark.parametrize(("name", "first", "part"), [("mse", 0, 0.85), ("entropy", 1, 0.1)])
+def test_ranges_of_least_loss_beat_the_whole_range(name, first, part):
     x = normal(50_000, seed=5)
-    x[0] = 60.0  # an outlier that would cost most codes
+    x[0] = 60.0  # an outlier that would cost most codes; the entropy is that of the others
     errors = []
-    for observer in (EVERY["minmax"], EVERY["mse"]):
+    for observer in (EVERY["minmax"], EVERY[name]):
         scale = max(map(abs, seen(observer, x))) / 127
-        errors.append(np.mean((np.clip(np.rint(x / scale), -127, 127) * scale - x) ** 2))
-    assert errors[1] < 0.85 * errors[0]
+        errors.append(np.mean((np.clip(np.rint(x / scale), -127, 127) * scale - x)[first:] ** 2))
+    assert errors[1] < part * errors[0]
+
+
+def divergence(counts, width, top, grid):
+    """Information lost, bin by bin and code by code."""
+    inside = [i for i in range(len(counts)) if (i + 0.5) * width < top]
+    codes = {i: round((i + 0.5) * width * grid.largest / top) for i in inside}
+    p = np.array([counts[i] for i in inside], float)
+    q = np.zeros(len(inside))
+    for code in set(codes.values()):
+        full = [i for i in inside if codes[i] == code and counts[i]]
+        q[full] = sum(counts[i] for i in full) / max(len(full), 1)
+    p[-1] += sum(counts[len(inside) :])
+    q = 1e-4 / len(inside) + (1 - 1e-4) * q / q.sum()
+    p /= p.sum()
+    return np.sum(p[p > 0] * np.log(p[p > 0] / q[p > 0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grid", [INT8, Integers(4)], ids=["8", "4"])
+def test_the_range_of_least_divergence_is_that_of_a_loop(grid):
+    x = np.random.default_rng(6).standard_t(3, 20_000).astype(np.float32)
+    observer = EVERY["entropy"]
+    state = observer.update(observer.init(), jnp.asarray(x))
+    width = float(state.width)
+    counts = np.histogram(np.abs(x), observers.HALF, (0, observers.HALF * width))[0].astype(float)
+    counts[0] = counts[1]
+    largest = (np.flatnonzero(counts)[-1] + 1) * width
+    tops = np.linspace(grid.largest * width, largest, 129)[1:]
+    wanted = tops[np.argmin([divergence(counts, width, top, grid) for top in tops])]
+    assert wanted < largest / 2  # the tails are heavy
+    low, high = map(float, observer.range(state, grid))
+    np.testing.assert_allclose((-low, high), (wanted, wanted), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mse", "entropy"])
+def test_an_end_that_nothing_is_near_stays_out(name):
+    low, high = seen(EVERY[name], np.maximum(normal(10_000, seed=7), 0))
+    assert low == 0
+    assert 2 < high < 5
 
 
 @pytest.mark.slow
