@@ -24,6 +24,7 @@ class Task(NamedTuple):
       score: `(fn, variables) -> number`, of which less is better.
       epochs: of training in floats.
       batch: examples a step.
+      blocks: what the net does as functions, one after the other.
       calibration: how many examples the methods after training see.
     """
 
@@ -33,6 +34,7 @@ class Task(NamedTuple):
     score: Callable[[Callable, Any], float]
     epochs: int
     batch: int
+    blocks: Sequence[Callable]
     calibration: int = 1024
 
     def batches(self) -> list[jax.Array]:
@@ -92,13 +94,20 @@ class Rungs:
             "gptq": (pt.gptq(act_order=True), *plain),
         }
         found = {name: self._rounded(bits, *rounding[name]) for name in methods if name in rounding}
-        return found | ({"awq": self._awq(bits)} if "awq" in methods else {})
+        own = {"awq": self._awq, "block by block": self._by_block}
+        return found | {name: own[name](bits) for name in methods if name in own}
 
     def _rounded(self, bits: int, method: pt.Method, variables: Any, states: Any) -> float:
         q = quantize(self.task.net.apply, variables, self.batches[0], rules={"**": scheme(bits)})
         ranges = observed(q, variables, q.init(), self.batches)
         rounded = pt.round_weights(q, variables, (), method, states=states)
         return self.task.score(*convert(q, variables, ranges, rounded.weights))
+
+    def _by_block(self, bits: int) -> float:
+        q = quantize(self.task.net.apply, self.variables, self.batches[0], rules={"**": scheme(bits)})
+        ranges = observed(q, self.variables, q.init(), self.batches)
+        rounded = pt.reconstruct_blocks(q, self.variables, self.batches, self.task.blocks, ranges=ranges)
+        return self.task.score(*convert(q, self.variables, ranges, rounded.weights))
 
     def _awq(self, bits: int) -> float:
         rules = {"**": scheme(bits, basis=bases.diagonal())}

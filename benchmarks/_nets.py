@@ -54,6 +54,8 @@ def _normal(key: jax.Array, *shape: int) -> jax.Array:
 
 # --- residual CNN: a stem, two stages of two blocks, 14 x 14 and 7 x 7 ---
 
+CNN_BLOCKS = ("a0", "a1", "b0", "b1")
+
 
 def cnn_init(key: jax.Array, width: int) -> Variables:
     """Make the variables of the residual CNN."""
@@ -86,11 +88,30 @@ def _stats(p: Any) -> Any:
 def _cnn(variables: Variables, images: jax.Array, training: bool) -> tuple[jax.Array, Any]:
     params, stats = variables["params"], variables["stats"]
     new: Variables = {}
-    x, new["stem"] = _conv_norm(params["stem"], stats["stem"], images.reshape(-1, 28, 28, 1), 2, training)
-    x = jax.nn.relu(x)
-    for name in ("a0", "a1", "b0", "b1"):
+    x, new["stem"] = _stem(params["stem"], stats["stem"], images, training)
+    for name in CNN_BLOCKS:
         x, new[name] = _block(params[name], stats[name], x, 2 if name == "b0" else 1, training)
-    return x.mean((1, 2)) @ params["head"]["kernel"] + params["head"]["bias"], new
+    return _head(params["head"], x), new
+
+
+def cnn_blocks() -> list[Callable]:
+    """Return what the trained net does as functions of the variables, one after the other."""
+
+    def block(name: str) -> Callable:
+        stride = 2 if name == "b0" else 1
+        return lambda v, x: _block(v["params"][name], v["stats"][name], x, stride, False)[0]
+
+    stem = lambda v, x: _stem(v["params"]["stem"], v["stats"]["stem"], x, False)[0]  # noqa: E731
+    return [stem, *map(block, CNN_BLOCKS), lambda v, x: _head(v["params"]["head"], x)]
+
+
+def _stem(p: Variables, stats: Variables, images: jax.Array, training: bool) -> tuple[jax.Array, Any]:
+    x, new = _conv_norm(p, stats, images.reshape(-1, 28, 28, 1), 2, training)
+    return jax.nn.relu(x), new
+
+
+def _head(p: Variables, x: jax.Array) -> jax.Array:
+    return x.mean((1, 2)) @ p["kernel"] + p["bias"]
 
 
 def _block(p: Variables, stats: Variables, x: jax.Array, stride: int, training: bool) -> tuple[jax.Array, Any]:

@@ -5,6 +5,7 @@ novels of one author, each a file `<name>.txt`. Jane Austen's are in the R packa
 """
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import optax
 
 from benchmarks import _nets
 from benchmarks._lenet import Part, Parts
-from benchmarks._transformer_layers import forward, shapes
+from benchmarks._transformer_layers import embed, forward, layer, logits, shapes
 from examples.data import VARIABLE
 
 LENGTH = 128
@@ -42,6 +43,17 @@ def _leaf(key: jax.Array, path: Any, shape: tuple[int, ...]) -> jax.Array:
 def apply(variables: _nets.Variables, text: jax.Array) -> jax.Array:
     """Return the logits `(batch, length, characters)` of what follows each character."""
     return forward(variables["params"], text, HEADS)
+
+
+def blocks() -> list[Callable]:
+    """Return what the net does as functions of the variables, one after the other."""
+
+    def block(name: str) -> Callable:
+        return lambda v, x: layer(v["params"][name], x, HEADS)
+
+    start = lambda v, text: embed(v["params"], text)  # noqa: E731
+    end = lambda v, x: logits(v["params"], x)  # noqa: E731
+    return [start, *[block(f"layer_{i:03}") for i in range(DEPTH)], end]
 
 
 net = _nets.Net(init, lambda v, x: (apply(v, x), {}), apply, WIDTH, partial(_nets.adamw), 3e-3)

@@ -25,11 +25,25 @@ def shapes(depth: int, width: int, vocabulary: int = 1000, length: int = 128) ->
 
 def forward(params: Any, tokens: jax.Array, heads: int) -> jax.Array:
     """Return logits `(batch, length, vocabulary)`."""
-    x = params["words"][tokens] + params["positions"]
+    x = embed(params, tokens)
     for name in sorted(name for name in params if name.startswith("layer_")):
-        layer = params[name]
-        x = x + _attention(layer, _norm(layer["norm_0"], x), heads)
-        x = x + _dense(layer["down"], jax.nn.gelu(_dense(layer["up"], _norm(layer["norm_1"], x))))
+        x = layer(params[name], x, heads)
+    return logits(params, x)
+
+
+def embed(params: Any, tokens: jax.Array) -> jax.Array:
+    """Look up tokens and add their positions."""
+    return params["words"][tokens] + params["positions"]
+
+
+def layer(params: Any, x: jax.Array, heads: int) -> jax.Array:
+    """Apply one layer."""
+    x = x + _attention(params, _norm(params["norm_0"], x), heads)
+    return x + _dense(params["down"], jax.nn.gelu(_dense(params["up"], _norm(params["norm_1"], x))))
+
+
+def logits(params: Any, x: jax.Array) -> jax.Array:
+    """Compare with the table of tokens."""
     return _norm(params["norm"], x) @ params["words"].T
 
 

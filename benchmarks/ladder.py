@@ -7,8 +7,9 @@ A residual CNN with batch normalization is trained on Fashion-MNIST, a transform
 sixth is the test; `benchmarks._novels` says where they are looked for). Weights are rounded to 8, 6, 4, 3 and 2 bits
 (all layers, one scale a channel), activations to 8 bits with ranges observed on 1,024 examples; of the transformer the
 products of two activations too. After training: rounding to nearest, bias correction, cross-layer equalization, AWQ,
-AdaRound, GPTQ. With training, at 4 bits and fewer: quantization-aware training for one more epoch (of the novels a
-quarter), and learned step sizes (LSQ) that start at those of least square error; the float net gets that epoch too.
+AdaRound, GPTQ, and at 4 bits and fewer reconstruction, block by block. With training, at 4 bits and fewer:
+quantization-aware training for one more epoch (of the novels a quarter), and learned step sizes (LSQ) that start at
+those of least square error; the float net gets that epoch too.
 What is scored is the served function, which multiplies integers. Choices were made with `--validation`.
 """
 
@@ -25,6 +26,7 @@ from benchmarks.structured import digits, error
 
 BITS = (8, 6, 4, 3, 2)
 TRAINED = 4  # more bits lose nothing that training could bring back
+FEW = ("block by block",)  # the same is true of these
 AFTER = ("nearest", "bias corrected", "equalized", "equalized, bias corrected", "awq", "adaround", "gptq")
 UNITS = {"cnn": "error, %", "text": "bits per character"}
 
@@ -34,7 +36,7 @@ def images(options: argparse.Namespace) -> Task:
     data = digits() if options.quick else parts("fashion-mnist", whole=not options.validation)
     scored = data.validation if options.validation else data.test
     score = lambda fn, variables: error(lambda p, x: fn(p, x), variables, scored)  # noqa: E731
-    return Task(_nets.cnn, data.train, data.train, score, 1 if options.quick else 3, 128)
+    return Task(_nets.cnn, data.train, data.train, score, 1 if options.quick else 3, 128, _nets.cnn_blocks())
 
 
 def text(options: argparse.Namespace) -> Task:
@@ -44,7 +46,7 @@ def text(options: argparse.Namespace) -> Task:
     quarter = np.random.default_rng(0).permutation(len(data.train.label))[: len(data.train.label) // 4]
     more = Part(data.train.image[quarter], data.train.label[quarter])
     score = lambda fn, variables: _novels.bits_per_character(fn, variables, scored)  # noqa: E731
-    return Task(_novels.net, data.train, more, score, 2, 16)
+    return Task(_novels.net, data.train, more, score, 2, 16, _novels.blocks())
 
 
 TASKS = {"cnn": images, "text": text}
@@ -58,7 +60,7 @@ def run(task: Task, seed: int, bits: tuple[int, ...], methods: tuple[str, ...], 
         row["float, trained on"] = task.score(task.net.apply, _ladder.trained_on(task, task.net.apply, variables, seed))
     rungs = _ladder.Rungs(task, variables)
     for width in bits:
-        row[str(width)] = rungs.after_training(width, methods)
+        row[str(width)] = rungs.after_training(width, methods + (FEW if width <= TRAINED and training else ()))
         if width <= TRAINED and training:
             row[str(width)]["qat"] = _ladder.qat(task, width, variables, seed)
             row[str(width)]["lsq"] = _ladder.lsq(task, width, variables, seed)

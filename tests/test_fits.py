@@ -13,6 +13,7 @@ from jaxopt_compress import grids
 from jaxopt_compress.grids import Integers
 from jaxopt_compress.quantization import fake_quantize, fits, numerics
 
+HALF_QUADRATIC = fits.half_quadratic()
 WHOLE = {bits: Integers(bits, restricted=False) for bits in (2, 4, 8)}
 
 
@@ -102,6 +103,57 @@ def test_mse_beats_absmax(bits):
     assert error[1].sum() < (0.8 if bits < 5 else 1.0) * error[0].sum()
 
 
+def half_quadratic(w, grid, norm=0.7, turns=20):
+    """One channel, in float64."""
+    low, high = min(w.min(), 0), max(w.max(), 0)
+    scale = (high - low) / (grid.highest - grid.lowest)
+    zero = float(grid.lowest - np.rint(low / scale))
+
+    def error(scale, zero):
+        code = np.clip(np.rint(np.rint(w / scale) + np.rint(zero)), grid.lowest, grid.highest)
+        return np.sum(np.abs((code - np.rint(zero)) * scale - w) ** norm)
+
+    found = [(error(scale, zero), scale, zero)]
+    for i in range(turns):
+        steps = w / scale
+        code = np.clip(np.rint(steps + zero), grid.lowest, grid.highest)
+        off = steps - (code - zero)
+        outlying = np.sign(off) * np.maximum(np.abs(off) - np.abs(off) ** (norm - 1) / (10 * 1.01**i), 0)
+        zero = np.clip(np.mean(code - (steps - outlying)), grid.lowest, grid.highest)
+        scale *= np.sum((code - zero) * (steps - outlying)) / np.sum((code - zero) ** 2)
+        found.append((error(scale, zero), scale, zero))
+    return min(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [2, 4])
+def test_half_quadratic_against_a_naive_loop(bits):
+    w, grid = np.random.default_rng(10).laplace(size=(64, 6)).astype(np.float32), WHOLE[bits]
+    scale, zero = map(np.asarray, fitted(HALF_QUADRATIC, w, (2, 6), grid))
+    for at, part in channels(w, (2, 6)):
+        error, wanted, _ = half_quadratic(part.astype(np.float64).ravel(), grid)
+        code = np.clip(np.rint(part / scale[at]) + zero[at], grid.lowest, grid.highest)
+        mine = np.sum(np.abs((code - zero[at]) * scale[at] - part) ** 0.7)
+        np.testing.assert_allclose((mine, scale[at]), (error, wanted), rtol=2e-3)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_half_quadratic_beats_the_range_in_every_channel(bits):
+    w = jnp.asarray(np.random.default_rng(11).laplace(size=(256, 8)), jnp.float32)
+    grid = Integers(bits, restricted=False)
+    off = [np.abs(np.asarray(rounded(fit, w, (4, 8), grid) - w)) for fit in (fits.minmax, HALF_QUADRATIC)]
+    norms = [np.sum(x.reshape(4, 64, 8) ** 0.7, axis=1) for x in off]
+    assert (norms[1] <= norms[0]).all()
+    assert np.sum(off[1] ** 2) < {2: 0.8, 3: 0.95, 4: 1.0}[bits] * np.sum(off[0] ** 2)
+
+
+def test_half_quadratic_refuses_what_has_no_zero_point():
+    with pytest.raises(ValueError, match="`half_quadratic`: `norm` is above 0"):
+        fits.half_quadratic(norm=0)
+    with pytest.raises(ValueError, match="only integers have a zero point"):
+        fake_quantize(grids.NF4, fit=HALF_QUADRATIC).init({"w": jnp.ones((4, 2))})
+
+
 def test_mean_absolute_is_the_scale_of_least_squares_for_two_levels():
     w = normal(40, 5, seed=5)
     scale = np.asarray(fits.mean_absolute(jnp.asarray(w), (1, 5), grids.BINARY).scale)
@@ -154,15 +206,15 @@ def test_nf4_beats_int4_on_normal_weights_in_blocks_of_64():
 def test_a_channel_of_each_odd_kind_is_right_and_spoils_no_other():
     w = normal(6, 5)
     w[:, 0], w[:, 1], w[:, 2], w[0, 3] = 0.0, 0.25, 1e-42, np.nan
-    for fit in (fits.absmax, fits.minmax, fits.mean_absolute, fits.power_of_two, fits.mse()):
-        grid = WHOLE[8] if fit is fits.minmax else Integers(8)
+    for fit in (fits.absmax, fits.minmax, fits.mean_absolute, fits.power_of_two, fits.mse(), HALF_QUADRATIC):
+        grid = WHOLE[8] if fit in (fits.minmax, HALF_QUADRATIC) else Integers(8)
         back = np.asarray(rounded(fit, w, (1, 5), grid))
         assert not back[:, 0].any()
         np.testing.assert_allclose(back[:, 1], 0.25, rtol=0.02)
         assert not back[:, 2].any()
         assert np.isnan(back[0, 3])
         clean = np.asarray(rounded(fit, w[:, 4:], (1, 1), grid))
-        np.testing.assert_array_equal(back[:, 4:], clean)
+        np.testing.assert_allclose(back[:, 4:], clean, rtol=1e-6 if fit is HALF_QUADRATIC else 0)  # it adds
 
 
 def test_an_empty_axis():

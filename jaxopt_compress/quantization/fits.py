@@ -7,6 +7,7 @@ the grid. `absmax` is the standard; the others trade the largest weights for the
 from collections.abc import Callable
 from functools import partial
 from math import frexp, prod
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,7 @@ def minmax(w: jax.Array, shape: Shape, grid: Grid) -> Affine:
     Raises:
       ValueError: a grid that is not of integers.
     """
-    if not isinstance(grid, Integers):
-        raise ValueError(f"`minmax`: only integers have a zero point; got {grid}.")
+    grid = _integers("minmax", grid)
     low, high = (layout.reduce_runs(partial(fn, initial=0), w, shape) for fn in (jnp.min, jnp.max))
     return numerics.asymmetric(low, high, grid)
 
@@ -74,20 +74,103 @@ def mse(norm: float = 2.0, steps: int = 100, shrink: float = 0.8) -> Fit:
     def fit(w: jax.Array, shape: Shape, grid: Grid) -> Affine:
         start = absmax(w, shape, grid)
 
-        def error(affine: Affine) -> jax.Array:
-            off = jnp.abs(numerics.wide(numerics.rounded(w, affine, grid)) - numerics.wide(w))
-            return layout.reduce_runs(jnp.sum, off**norm, shape)
-
         def try_one(i, best):
             scale, least = best
             clipped = start.scale * (1 - i / steps)
-            found = error(Affine(clipped))
+            found = _distance(w, shape, grid, Affine(clipped), norm)
             return jnp.where(found < least, clipped, scale), jnp.minimum(found, least)
 
-        found = jax.lax.fori_loop(1, int(shrink * steps), try_one, (start.scale, error(start)))
+        found = jax.lax.fori_loop(
+            1, int(shrink * steps), try_one, (start.scale, _distance(w, shape, grid, start, norm))
+        )
         return Affine(found[0])
 
     return fit
+
+
+class _Turn(NamedTuple):
+    """Where half-quadratic splitting stands: scale, zero point, not yet rounded, and the error that they leave."""
+
+    scale: jax.Array
+    zero: jax.Array
+    error: jax.Array
+
+    @property
+    def affine(self) -> Affine:
+        return Affine(self.scale, jnp.round(self.zero).astype(jnp.int8))
+
+
+def half_quadratic(norm: float = 0.7, steps: int = 20, beta: float = 10.0, growth: float = 1.01) -> Fit:
+    """Fit the scale and the zero point with the least error, in a norm that pays little heed to outliers.
+
+    With codes `q`, and `e` the part of an error that is an outlier's, in turns
+
+        e = shrink(w / s - (q - z)),    z = mean(q - (w / s - e)),    s = <w - s e, q - z> / <q - z, q - z>
+
+    where `shrink(x) = sign(x) max(|x| - |x|^(norm - 1) / beta, 0)`. The best turn is taken, with its zero point
+    rounded; the first is `minmax`, so that nothing becomes worse.
+
+    Args:
+      norm: the power of the error.
+      steps: how many turns.
+      beta: how much of an error is an outlier's: all of it for a large one.
+      growth: what `beta` is multiplied by after every turn.
+
+    Raises:
+      ValueError: no positive norm, no turns; when it is called, a grid that is not of integers.
+
+    Reference: Badri and Shaji, "Half-quadratic quantization of large machine learning models", 2023. There scales stay
+    those of `minmax`, and zero points are no integers; to round only these would gain nothing, the scales gain more.
+    """
+    if norm <= 0 or steps < 1:
+        raise ValueError(f"`half_quadratic`: `norm` is above 0, `steps` is at least 1; got {norm}, {steps}.")
+
+    def fit(w: jax.Array, shape: Shape, grid: Grid) -> Affine:
+        integers, begin = _integers("half_quadratic", grid), minmax(w, shape, grid)
+        zero = jnp.zeros_like(begin.scale) if begin.zero_point is None else numerics.wide(begin.zero_point)
+        first = _Turn(begin.scale, zero, _distance(w, shape, grid, begin, norm))
+
+        def turn(i: Any, carry: tuple[_Turn, _Turn]) -> tuple[_Turn, _Turn]:
+            last, best = carry
+            shrink = partial(_shrunk, norm=norm, beta=beta * growth ** i.astype(jnp.float32))
+            now = _split(numerics.wide(w), shape, integers, last, shrink)
+            now = now._replace(error=_distance(w, shape, grid, now.affine, norm))
+            return now, jax.tree.map(lambda a, b: jnp.where(now.error < best.error, a, b), now, best)
+
+        return jax.lax.fori_loop(0, steps, turn, (first, first))[1].affine
+
+    return fit
+
+
+def _split(w: jax.Array, shape: Shape, grid: Integers, last: _Turn, shrink: Callable) -> _Turn:
+    """Return the zero point, and then the scale, of least squares of what is no outlier's error."""
+    total = partial(layout.reduce_runs, jnp.sum, shape=shape)
+    spread = partial(layout.spread, shape=w.shape)
+    steps, zero = w * spread(1 / last.scale), spread(last.zero)
+    codes = jnp.clip(jnp.round(steps + zero), grid.lowest, grid.highest)
+    outlying = shrink(steps - (codes - zero))
+    zero = total(codes - (steps - outlying)) * (prod(shape) / max(w.size, 1))
+    zero = jnp.clip(zero, grid.lowest, grid.highest)
+    levels = codes - spread(zero)
+    along, square = total(levels * (steps - outlying)), total(levels * levels)
+    solved = (along > 0) & (square > 0)
+    return last._replace(scale=last.scale * jnp.where(solved, along / jnp.where(solved, square, 1), 1), zero=zero)
+
+
+def _shrunk(x: jax.Array, norm: float, beta: jax.Array) -> jax.Array:
+    size = jnp.abs(x)
+    return jnp.sign(x) * jnp.maximum(size - jnp.where(size > 0, size, 1) ** (norm - 1) / beta, 0)
+
+
+def _distance(w: jax.Array, shape: Shape, grid: Grid, affine: Affine, norm: float) -> jax.Array:
+    off = jnp.abs(numerics.wide(numerics.rounded(w, affine, grid)) - numerics.wide(w))
+    return layout.reduce_runs(jnp.sum, off**norm, shape)
+
+
+def _integers(call: str, grid: Grid) -> Integers:
+    if not isinstance(grid, Integers):
+        raise ValueError(f"`{call}`: only integers have a zero point; got {grid}.")
+    return grid
 
 
 def _largest(w: jax.Array, shape: Shape) -> jax.Array:

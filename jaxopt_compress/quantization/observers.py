@@ -120,11 +120,11 @@ def mse(steps: int = 64) -> Observer:
 def entropy(steps: int = 128) -> Observer:
     """Observe a histogram; take the range whose rounding loses the least information.
 
-    The information is the Kullback-Leibler divergence of what is rounded from what was seen: of the histogram of absolute
+    What is lost is the Kullback-Leibler divergence of what is rounded from what was seen: of the histogram of absolute
     values with what is clipped in its last bin, and of that with each code's share spread over the bins that fall to
-    it, where there was anything. Ranges have at least one bin a code. Bin 0 counts like its neighbour: 0 is a number
-    of every grid, so that its many zeros after a ReLU lose nothing. Where the bins that clipping fills were
-    empty the divergence would be infinite; a share of 1e-4 of all bins' mean keeps it finite.
+    it, where there was anything. Ranges have at least one bin a code. Bin 0 counts like its neighbour: 0 is a number of
+    every grid, so that the many zeros after a ReLU lose nothing. A last bin that was empty would make the divergence
+    infinite; a share of 1e-4 that is spread over all bins keeps it finite. A few outliers count for little, as few.
 
     Args:
       steps: how many ranges are tried.
