@@ -1,14 +1,18 @@
-"""The same quantized layers in other libraries, for those that are installed: qwix, PyTorch, onnxruntime.
+"""The same quantized layers in other libraries, for those that are installed: qwix, AQT, PyTorch, onnxruntime.
 
 Each function returns callables by name, on the same weights and the same input; whoever is missing is left out.
 """
 
+import copy
 import importlib.util
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,8 +40,32 @@ def qwix(model: Any, variables: Any, x: jax.Array, **rule: Any) -> Callable[[], 
     return lambda: run(params, x)
 
 
+def aqt_layers(layers: Layers, x: jax.Array) -> Calls:
+    """Return AQT with its int8 weights stored (`QuantMode.SERVE`), activations rounded as they come."""
+    if not installed("aqt"):
+        return {}
+    from aqt.jax.v2 import config, utils  # pyright: ignore[reportMissingImports]
+    from aqt.jax.v2.flax import aqt_flax  # pyright: ignore[reportMissingImports]
+
+    def model(mode: Any) -> nn.Module:
+        options = {"rhs_quant_mode": mode, "rhs_freeze_mode": aqt_flax.FreezerMode.CALIBRATION_AND_VALUE}
+        product = partial(aqt_flax.AqtDotGeneral, config.dot_general_make(8, 8), **options)
+        dense = [nn.Dense(kernel.shape[1], dot_general_cls=product) for kernel, _ in layers]
+        return nn.Sequential([part for each in dense for part in (each, nn.relu)][:-1])
+
+    params = {f"layers_{2 * i}": {"kernel": kernel, "bias": bias} for i, (kernel, bias) in enumerate(layers)}
+    keys = {"params": jax.random.key(0)}
+    _, held = model(utils.QuantMode.CONVERT).apply({"params": params}, x, rngs=keys, mutable=True)
+    served = model(utils.QuantMode.SERVE)
+    run = jax.jit(lambda held, x: served.apply(held, x, rngs=keys))
+    return {"AQT w8a8": lambda: run(held, x)}
+
+
 def torch_layers(layers: Layers, x: jax.Array) -> Calls:
-    """Return PyTorch in floats, and with `quantize_dynamic`: int8 weights, activations rounded as they come."""
+    """Return PyTorch in floats, with `quantize_dynamic`, and with torchao as it is and compiled.
+
+    All round activations to int8 as they come, but for torchao's `w8`, which rounds weights alone.
+    """
     if not installed("torch"):
         return {}
     import torch  # pyright: ignore[reportMissingImports]
@@ -58,7 +86,25 @@ def torch_layers(layers: Layers, x: jax.Array) -> Calls:
 
         return run
 
-    return {"torch f32": call(model), "torch int8": call(quantized)}
+    return {"torch f32": call(model), "torch int8": call(quantized)} | {
+        name: call(made) for name, made in _torchao(model).items()
+    }
+
+
+def _torchao(model: Any) -> dict[str, Any]:
+    if not installed("torchao"):
+        return {}
+    import torch  # pyright: ignore[reportMissingImports]
+    from torchao import quantization  # pyright: ignore[reportMissingImports]
+
+    found: dict[str, Any] = {}
+    configs = {"w8a8": "Int8DynamicActivationInt8WeightConfig", "w8": "Int8WeightOnlyConfig"}
+    for name, config in configs.items():
+        plain = copy.deepcopy(model)
+        quantization.quantize_(plain, getattr(quantization, config)())
+        found |= {f"torchao {name}": plain}
+        found |= {f"torchao {name}, compiled": torch.compile(plain)} if shutil.which("g++") else {}
+    return found
 
 
 def onnx_layers(layers: Layers, x: jax.Array) -> Calls:

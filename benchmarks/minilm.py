@@ -13,6 +13,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,33 @@ TABLES, PRODUCTS = "embeddings/**", "encoder/**"
 
 def encode(p: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
     """Embed tokens `(batch, length)`; the mask is 1 where there is one."""
+    state: Any = ids, mask
+    for block in BLOCKS:
+        state = block(p, *state)
+    return state
+
+
+def _start(p: Any, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     e = p["embeddings"]
     x = e["words"][ids] + e["positions"][: ids.shape[1]] + e["types"][0]
-    x = _norm(e["norm"], x)
-    for i in range(LAYERS):
-        layer = p["encoder"][str(i)]
-        x = _norm(layer["norm_0"], x + _dense(layer["out"], _attention(layer, x, mask)))
-        h = jax.nn.gelu(_dense(layer["up"], x), approximate=False)
-        x = _norm(layer["norm_1"], x + _dense(layer["down"], h))
+    return _norm(e["norm"], x), mask
+
+
+def _layer(i: int, p: Any, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    layer = p["encoder"][str(i)]
+    x = _norm(layer["norm_0"], x + _dense(layer["out"], _attention(layer, x, mask)))
+    h = jax.nn.gelu(_dense(layer["up"], x), approximate=False)
+    x = _norm(layer["norm_1"], x + _dense(layer["down"], h))
+    return x * mask[..., None], mask  # what stands beyond the end is not to be learned
+
+
+def _end(p: Any, x: jax.Array, mask: jax.Array) -> jax.Array:
+    del p
     mean = (x * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
     return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
+
+
+BLOCKS = [_start, *[partial(_layer, i) for i in range(LAYERS)], _end]
 
 
 def _attention(layer: Any, x: jax.Array, mask: jax.Array) -> jax.Array:

@@ -2,8 +2,8 @@
 
 One dense layer of 4096 x 4096 in every format that is served, and whole nets (an MLP with 10M parameters, a vision
 transformer with 5M, a residual CNN with 11M at 32 x 32 pixels) in int8, against float32 in JAX, at several batch sizes:
-compiled, interleaved, medians of ratios (2 is twice as fast). qwix, PyTorch and onnxruntime run beside them if they are
-installed. Masked or rounded floats are no faster than floats and are not in the table.
+compiled, interleaved, medians of ratios (2 is twice as fast). qwix, AQT, PyTorch, torchao and onnxruntime run beside
+them if they are installed. Masked or rounded floats are no faster than floats and are not in the table.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def variants(name: str, model: Any, variables: Any, x: jax.Array, formats: dict[
     if name in ("dense", "mlp"):
         params = variables["params"]
         layers = _peers.mlp_layers({"": params} if name == "dense" else params)
-        runs |= _peers.torch_layers(layers, x) | _peers.onnx_layers(layers, x)
+        runs |= _peers.aqt_layers(layers, x) | _peers.torch_layers(layers, x) | _peers.onnx_layers(layers, x)
     return runs
 
 

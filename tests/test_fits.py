@@ -147,6 +147,14 @@ def test_half_quadratic_beats_the_range_in_every_channel(bits):
     assert np.sum(off[1] ** 2) < {2: 0.8, 3: 0.95, 4: 1.0}[bits] * np.sum(off[0] ** 2)
 
 
+def test_short_scales_are_those_of_bfloat16():
+    w = jnp.asarray(normal(32, 3, seed=12)) * jnp.array([[1.0, 1e-36, 1e38]], jnp.float32)
+    for fit, grid in ((fits.absmax, Integers(4)), (fits.minmax, WHOLE[4])):
+        long, short = (fitted(each, w, (1, 3), grid).scale for each in (fit, fits.short(fit)))
+        assert (short == short.astype(jnp.bfloat16).astype(jnp.float32)).all()
+        np.testing.assert_allclose(short, long, rtol=2**-8)
+
+
 def test_half_quadratic_refuses_what_has_no_zero_point():
     with pytest.raises(ValueError, match="`half_quadratic`: `norm` is above 0"):
         fits.half_quadratic(norm=0)

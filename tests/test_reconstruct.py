@@ -64,6 +64,16 @@ def test_scales_that_are_learned_help_and_others_stay():
 
 
 @pytest.mark.slow
+def test_short_scales_are_learned_as_such():
+    q = quantized(schemes.weight_only(3))
+    found = pt.reconstruct(q, PARAMS, BATCHES, steps=400, short_scales=True)
+    for held in found.weights.values():
+        scale = held["codes"].scale
+        np.testing.assert_array_equal(scale, scale.astype(jnp.bfloat16).astype(jnp.float32))
+    assert lost(q, found.weights) < 0.6 * lost(q, None)
+
+
+@pytest.mark.slow
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "scheme",

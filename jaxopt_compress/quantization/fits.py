@@ -88,6 +88,16 @@ def mse(norm: float = 2.0, steps: int = 100, shrink: float = 0.8) -> Fit:
     return fit
 
 
+def short(fit: Fit) -> Fit:
+    """Fit, and keep scales to the numbers of bfloat16: a file, which compresses zeros, has half the bytes for them."""
+
+    def shortened(w: jax.Array, shape: Shape, grid: Grid) -> Affine:
+        affine = fit(w, shape, grid)
+        return affine._replace(scale=numerics.short(affine.scale))
+
+    return shortened
+
+
 class _Turn(NamedTuple):
     """Where half-quadratic splitting stands: scale, zero point, not yet rounded, and the error that they leave."""
 

@@ -104,6 +104,12 @@ def _shifted(w: jax.Array, affine: Affine) -> jax.Array:
     return jnp.round(steps) + layout.spread(affine.zero_point, w.shape).astype(steps.dtype)
 
 
+def short(scale: jax.Array) -> jax.Array:
+    """Round to the numbers of bfloat16, in the dtype that there is."""
+    found = jax.lax.reduce_precision(scale, exponent_bits=8, mantissa_bits=7)
+    return jnp.where(jnp.isinf(found), scale, found)
+
+
 def _safe(scale: jax.Array) -> jax.Array:
     return jnp.where(scale < jnp.finfo(scale.dtype).tiny, jnp.ones_like(scale), scale)
 

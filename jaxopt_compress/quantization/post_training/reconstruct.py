@@ -59,6 +59,7 @@ def reconstruct(
     steps: int = 1000,
     rate: float = 0.03,
     scale_rate: float = 3e-3,
+    short_scales: bool = False,
     schedule: Schedule = soft.DEFAULT,
     progress: bool = False,
 ) -> Rounded:
@@ -79,6 +80,7 @@ def reconstruct(
       steps: of Adam, a batch each.
       rate: the learning rate of the rounding.
       scale_rate: that of the logarithms of the scales; 0 leaves them as they are.
+      short_scales: whether scales are kept to the numbers of bfloat16, as by `fits.short`.
       schedule: of what drives weights to a neighbour.
       progress: whether to show a bar.
 
@@ -99,19 +101,19 @@ def reconstruct(
     if not inputs or len(inputs) != len(wanted):
         raise ValueError(f"`reconstruct`: as many batches as outputs, at least 1; got {len(inputs)}, {len(wanted)}.")
     fixed, free = _start(q, params, ranges)
-    given = (params, ranges, fixed)
+    given, scaled = (params, ranges, fixed), partial(_affine, short=short_scales)
     unit = jnp.mean(jnp.stack([loss(jax.jit(q)(params, ranges, *x), y) for x, y in zip(inputs, wanted)]))
-    step = _step(q, loss, schedule, steps, _Free(rate, scale_rate))
+    step = _step(q, scaled, loss, schedule, steps, _Free(rate, scale_rate))
     at, turns = adam.start(free), islice(cycle(zip(inputs, wanted)), steps)
     shown = track(turns, total=steps, description="reconstructing", disable=not progress, transient=True)
     for turn, (batch, y) in enumerate(shown):
         at = step(at, given, np.int32(turn), jnp.where(unit > 0, unit, 1), batch, y)
-    return _stored(q, ranges, params, fixed, at.x)
+    return _stored(q, scaled, ranges, params, fixed, at.x)
 
 
-def _step(q: Quantization, loss: Loss, schedule: Schedule, steps: int, rate: Any) -> Callable:
+def _step(q: Quantization, scaled: Callable, loss: Loss, schedule: Schedule, steps: int, rate: Any) -> Callable:
     """Return a step of Adam on a batch."""
-    run = _soft_run(q)
+    run = _soft_run(q, scaled)
 
     def total(free: dict[str, _Free], given: Any, done: jax.Array, unit: jax.Array, batch: Any, wanted: Any):
         count = sum(each.v.size for each in free.values())
@@ -147,11 +149,12 @@ def _start(q: Quantization, params: Any, ranges: graph.States) -> tuple[dict[str
     return fixed, free
 
 
-def _affine(fixed: _Fixed, free: _Free) -> Affine:
-    return fixed.affine._replace(scale=fixed.affine.scale * jnp.exp(free.stretch))
+def _affine(fixed: _Fixed, free: _Free, short: bool) -> Affine:
+    scale = fixed.affine.scale * jnp.exp(free.stretch)
+    return fixed.affine._replace(scale=numerics.passthrough(scale, numerics.short(scale)) if short else scale)
 
 
-def _soft_run(q: Quantization) -> Callable:
+def _soft_run(q: Quantization, scaled: Callable) -> Callable:
     """Return the function with its weights as they are rounded so far."""
 
     def replace(site: Site, args: Sequence[Any], state: Any) -> tuple[Sequence[Any], Any]:
@@ -162,7 +165,7 @@ def _soft_run(q: Quantization) -> Callable:
         given, roundings = [a, b], list(operands.roundings(site, how, (a, b), scheme, own))
         if fixed is not None and site.weight is not None:
             grid = soft.check("reconstruct", scheme.weight)
-            w = soft.decode(fixed.low, soft.up(free.v), _affine(fixed, free), grid)
+            w = soft.decode(fixed.low, soft.up(free.v), scaled(fixed, free), grid)
             given[site.weight], roundings[site.weight] = w.astype(given[site.weight].dtype), None
         dtype = site.op.outs[0].aval.dtype
         return [
@@ -178,7 +181,7 @@ def _soft_run(q: Quantization) -> Callable:
     return run
 
 
-def _stored(q: Quantization, ranges: graph.States, params: Any, fixed: dict, free: dict) -> Rounded:
+def _stored(q: Quantization, scaled: Callable, ranges: graph.States, params: Any, fixed: dict, free: dict) -> Rounded:
     """Store what was chosen, in the way of `round_weights`."""
     weights, notes, dtypes = {}, {}, {name: w.dtype.name for name, w in weights_of(q, params).items()}
     for site in q.sites:
@@ -187,7 +190,7 @@ def _stored(q: Quantization, ranges: graph.States, params: Any, fixed: dict, fre
         grid = soft.check("reconstruct", q.schemes[site.name].weight)
 
         def one(fixed, free, site=site, grid=grid):
-            affine, h = _affine(fixed, free), soft.up(free.v)
+            affine, h = scaled(fixed, free), soft.up(free.v)
             codes = soft.codes(fixed.low, h, affine, grid)
             stored = Quantized.of(codes, affine.scale, grid, dtypes[site.name], affine.zero_point)
             return stored, soft.part_undecided(h)
