@@ -10,6 +10,8 @@ from jaxopt_compress import quantization as quantization
 from jaxopt_compress import report as report
 from jaxopt_compress import shrinking as shrinking
 from jaxopt_compress import tree as tree
+from jaxopt_compress.block_sparse import BlockSparse as BlockSparse
+from jaxopt_compress.block_sparse import skip_blocks as skip_blocks
 from jaxopt_compress.combinators import dense_backward as dense_backward
 from jaxopt_compress.combinators import freezing as freezing
 from jaxopt_compress.combinators import held as held

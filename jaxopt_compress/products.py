@@ -74,6 +74,20 @@ class Dot:
         del weight
         return self.matrix(side, x)
 
+    def output(self, side: int, found: jax.Array, other: Axes, weight: Axes) -> jax.Array:
+        """Give what comes out, `(batch, rows, outs)`, the shape that the product has.
+
+        Args:
+          side: which operand the weight is.
+          found: of the rows of the other one.
+          other: the shape of the other one.
+          weight: that of the weight.
+        """
+        found = jnp.swapaxes(found, 1, 2) if side == 0 else found
+        shapes = (weight, other) if side == 0 else (other, weight)
+        batch = [shapes[0][axis] for axis in self.batch[0]]
+        return found.reshape([*batch, *(shapes[s][axis] for s in (0, 1) for axis in self.free(s))])
+
     def added(self, side: int, bias: jax.Array, weight: Axes) -> jax.Array:
         """Lay out numbers for each output of a weight, `(batch, outputs)`, so that they can be added to the output."""
         return _added(self, side, bias, weight)

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "combinators": {"core", "tree"},
     "products": {"graph"},
     "calibration": {"tree", "graph", "products"},
+    "block_sparse": {"tree", "graph", "products", "calibration"},
     "pruning": {"core", "combinators", "tree", "encoded", "layout", "subbyte", "graph", "products", "calibration"},
     "quantization": {
         *("core", "combinators", "tree", "encoded", "grids", "layout", "graph", "products", "calibration"),

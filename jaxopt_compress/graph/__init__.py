@@ -7,6 +7,8 @@ from jaxopt_compress.graph.groups import Slices as Slices
 from jaxopt_compress.graph.narrowing import Narrowing as Narrowing
 from jaxopt_compress.graph.narrowing import removed_atoms as removed_atoms
 from jaxopt_compress.graph.program import bind as bind
+from jaxopt_compress.graph.reads import reads as reads
+from jaxopt_compress.graph.reads import unread as unread
 from jaxopt_compress.graph.rewriting import States as States
 from jaxopt_compress.graph.rewriting import rewrite as rewrite
 from jaxopt_compress.graph.rewriting import survey as survey

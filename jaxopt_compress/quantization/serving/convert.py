@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import partial_eval
 
 from jaxopt_compress import graph, tree
 from jaxopt_compress.graph import Site
@@ -84,11 +83,11 @@ def convert(
 
     def int_fn(served: Served, *inputs: Any) -> Any:
         # What a replaced product no longer reads is filled with zeros, which the compiler drops.
-        whole = [served.floats.get(path, _unread(like)) for path, like in shapes.items()]
+        whole = [served.floats.get(path, graph.unread(like)) for path, like in shapes.items()]
         states = {name: served.weights.get(name, {}) | served.ranges.get(same[name], {}) for name in same}
         return body(jax.tree.unflatten(template, whole), states, *inputs)[0]
 
-    needed = _read(int_fn, Served(shapes, held, kept), q.shapes[1:])
+    needed = graph.reads(lambda floats, *inputs: int_fn(Served(floats, held, kept), *inputs), shapes, *q.shapes[1:])
     return jax.jit(int_fn), Served({path: _decoded(leaves[path]) for path in needed}, held, kept)
 
 
@@ -109,18 +108,6 @@ def _replacing(q: Quantization) -> Callable:
         return [run.product_of(site, args[:2], scheme, state, q.integers)], state
 
     return replace
-
-
-def _unread(like: Any) -> Any:
-    """Return zeros; a number of Python stays one, since it has no dtype to impose."""
-    return np.zeros((), like.dtype).item() if like.weak_type else jnp.zeros(like.shape, like.dtype)
-
-
-def _read(fn: Callable, served: Served, inputs: Sequence[Any]) -> list[str]:
-    """Return the paths of the parameters that a function still reads."""
-    jaxpr = jax.make_jaxpr(fn)(served, *inputs).jaxpr
-    used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
-    return [path for path, reads in zip(sorted(served.floats), used) if reads]
 
 
 def _refuse_unset(q: Quantization, ranges: graph.States) -> None:

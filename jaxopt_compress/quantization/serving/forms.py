@@ -47,20 +47,3 @@ def sums(weight: Quantized) -> jax.Array:
     if weight.zero_point is None:
         return found
     return found - weight.shape[2] * weight.zero_point.astype(jnp.int32)
-
-
-def outward(how: Dot, side: int, found: jax.Array, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Give what comes out, `(batch, rows, outs)`, the shape that the product has.
-
-    Args:
-      how: the product.
-      side: which operand the weight is.
-      found: of the rows of `x`.
-      x: the other operand, as it was.
-      shape: of the weight as it was.
-    """
-    if side == 0:
-        found = jnp.swapaxes(found, 1, 2)
-    shapes = (shape, x.shape) if side == 0 else (x.shape, shape)
-    batch = [shapes[0][axis] for axis in how.batch[0]]
-    return found.reshape([*batch, *(shapes[s][axis] for s in (0, 1) for axis in how.free(s))])

@@ -22,7 +22,7 @@ from jaxopt_compress.quantization.rounded import (
     sums_of,
 )
 from jaxopt_compress.quantization.schemes import Scheme
-from jaxopt_compress.quantization.serving import forms, kernels
+from jaxopt_compress.quantization.serving import kernels
 
 
 def product_of(site: Site, args: Sequence[jax.Array], scheme: Scheme, state: Any, integers: bool) -> jax.Array:
@@ -85,7 +85,7 @@ def _dot(
     if zero is not None and sums is not None:
         total = total - how.matrix(1 - side, zero.astype(jnp.int32)) * jnp.swapaxes(sums, 1, 2)
     found = total.astype(scale.dtype) * (scale * jnp.swapaxes(weight.scale, 1, 2))
-    return forms.outward(how, side, found, x, shape)
+    return how.output(side, found, x.shape, shape)
 
 
 def _float_dot(
@@ -97,7 +97,7 @@ def _float_dot(
     if compute is None:
         rows = how.matrix(1 - side, x if rounding is None else rounding.rounded(x))
         found = kernels.multiply(rows, weight, lambda part: part.decode(), sums, steps)
-        return forms.outward(how, side, found, x, shape)
+        return how.output(side, found, x.shape, shape)
     inner = rounding is not None and all(rounding.affine.scale.shape[axis] == 1 for axis in how.summed(1 - side))
     seen = x if rounding is None else rounding.steps(x) if inner else rounding.rounded(x)
     rows = how.matrix(1 - side, seen.astype(compute))
@@ -106,7 +106,7 @@ def _float_dot(
     if rounding is not None and inner:
         found = found * how.matrix(1 - side, rounding.affine.scale)
     found = found * jnp.swapaxes(weight.scale, 1, 2) if one else found
-    return forms.outward(how, side, found, x, shape)
+    return how.output(side, found, x.shape, shape)
 
 
 def _steps(weight: Quantized, dtype: Any) -> jax.Array:
