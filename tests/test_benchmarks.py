@@ -33,6 +33,7 @@ KEYS = {
     "quantized_step": {"qat_mlp_step", "qat_vit_step", "qat_vit_memory", "qat_compile"},
     "integers": {"answers_that_differ"},
     "serving": {"w8a8_b16", "int4_b1", "w8only_b16", "mlp_int8_b128", "worst_vs_f32"},
+    "block_sparse": {"block90_b1", "block90_int8_b16"},
     "gptq": {"gptq_seconds"},
     "tpu_quantized": {"tpu_w8a8_bytes", "tpu_w8_bytes", "tpu_w4_bytes", "tpu_w4a8_bytes"},
     "ladder": {"nearest_minus_adaround", "nearest_minus_gptq"},
@@ -52,7 +53,7 @@ def has_data() -> bool:
 NEEDS_TPU = [pytest.mark.tpu, pytest.mark.skipif(bool(_aot.missing()), reason=str(_aot.missing()))]
 
 
-QUICKEST = ("gptq", "graph_time", "tpu_quantized")  # the others take most of a minute each
+QUICKEST = ("gptq", "block_sparse", "graph_time", "tpu_quantized")  # the others take most of a minute each
 
 
 def marks(name: str) -> list:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxopt_compress import grids
+from jaxopt_compress.calibration import gram
 from jaxopt_compress.grids import Integers
 from jaxopt_compress.quantization import Scheme, bases, convert, fits, observers, quantize, schemes
 from jaxopt_compress.quantization import post_training as pt
@@ -156,6 +157,22 @@ def test_blocks_name_products_as_the_net_does():
     found = pt.reconstruct_blocks(q, params, batches, [start, middle, end], ranges=ranges, steps=50)
     assert set(found.weights) == {"first", "second", "words#2"}
     assert lost(q, found.weights, params, ranges, batches[0]) < 0.9 * lost(q, None, params, ranges, batches[0])
+
+
+@pytest.mark.slow
+def test_it_goes_on_from_codes_that_are_known():
+    q = quantized(schemes.weight_only(3), residual)
+    gptq = pt.round_weights(q, PARAMS, BATCHES, pt.gptq(act_order=True))
+    scales = pt.reconstruct(q, PARAMS, BATCHES, start=gptq, rate=0.0, steps=300)
+    for name, held in scales.weights.items():
+        np.testing.assert_array_equal(held["codes"].codes, gptq.weights[name]["codes"].codes)
+        assert (held["codes"].scale != gptq.weights[name]["codes"].scale).any()
+    assert lost(q, scales.weights) < 0.9 * lost(q, gptq.weights)
+    both = pt.reconstruct_blocks(q, PARAMS, BATCHES, [first, second, third], start=gptq, steps=300)
+    assert lost(q, both.weights) < 0.9 * lost(q, gptq.weights)
+    shifted = pt.round_weights(q, PARAMS, BATCHES, pt.corrected(pt.nearest(gram())))
+    with pytest.raises(ValueError, match="a start with biases"):
+        pt.reconstruct(q, PARAMS, BATCHES, start=shifted)
 
 
 def test_soft_rounding_against_numpy():

@@ -21,7 +21,7 @@ class _Block(NamedTuple):
 
     def own(self, states: dict[str, Any]) -> dict[str, Any]:
         """Pick from what is known by names of the whole net."""
-        return {own: states[whole] for own, whole in self.names.items()}
+        return {own: states[whole] for own, whole in self.names.items() if whole in states}
 
     def whole(self, states: dict[str, Any]) -> dict[str, Any]:
         """Rename for the whole net."""
@@ -35,6 +35,7 @@ def reconstruct_blocks(
     blocks: Sequence[Callable],
     *,
     ranges: graph.States | None = None,
+    start: Rounded | None = None,
     **options: Any,
 ) -> Rounded:
     """Reconstruct one block after the other, each behind the rounded ones before it.
@@ -49,6 +50,7 @@ def reconstruct_blocks(
       blocks: `block(params, *inputs) -> the inputs of the next`, a tuple or a single one; one after the other they do
         what the net does, and every one takes all parameters.
       ranges: of activations.
+      start: codes of the whole net to start from.
       **options: of `reconstruct`, but for `outputs`.
 
     Raises:
@@ -66,7 +68,8 @@ def reconstruct_blocks(
         floats = [run(params, *batch) for batch in floats]
         own, codes = block.own(ranges), dict[str, Any]()
         if any(site.weight is not None and site.kind != "gather" for site in block.q.rounded_sites):
-            found = reconstruct(block.q, params, rounded, ranges=own, outputs=floats, **options)
+            first = None if start is None else Rounded(block.own(start.weights), {})
+            found = reconstruct(block.q, params, rounded, ranges=own, outputs=floats, start=first, **options)
             done = Rounded(done.weights | block.whole(found.weights), done.notes | block.whole(found.notes))
             codes = found.weights
         fn, served = convert(block.q, params, own, codes)

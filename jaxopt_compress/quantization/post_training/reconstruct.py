@@ -55,6 +55,7 @@ def reconstruct(
     *,
     ranges: graph.States | None = None,
     outputs: Iterable[Any] | None = None,
+    start: Rounded | None = None,
     loss: Loss = mean_square,
     steps: int = 1000,
     rate: float = 0.03,
@@ -76,6 +77,9 @@ def reconstruct(
         learned by heart: watch `loss` on others.
       ranges: of activations; learned scales of weights, and the basis, are taken from there.
       outputs: what is wanted for each batch; what `q.fn` puts out, if not given.
+      start: codes to start from, without biases, as of `round_weights` with the same ranges: every weight may go to
+        the neighbour of its code that is nearer to it, and with a `rate` of 0 only scales are learned. The weights
+        themselves if not given.
       loss: `(outputs, wanted) -> scalar`; it counts in units of what nearest rounding loses.
       steps: of Adam, a batch each.
       rate: the learning rate of the rounding.
@@ -88,7 +92,8 @@ def reconstruct(
       Codes; `convert(q, params, ranges, rounded.weights)` takes them, with the same ranges.
 
     Raises:
-      ValueError: no batches, or as many outputs; a grid that is not of integers; no weights that are rounded.
+      ValueError: no batches, or as many outputs; a start with biases; a grid that is not of integers; no weights that
+        are rounded.
 
     Reference: Li et al., "BRECQ: pushing the limit of post-training quantization by block reconstruction", 2021; there
     scales of weights are not learned.
@@ -100,7 +105,10 @@ def reconstruct(
     wanted = list(outputs) if outputs is not None else [jax.jit(q.fn)(params, *batch) for batch in inputs]
     if not inputs or len(inputs) != len(wanted):
         raise ValueError(f"`reconstruct`: as many batches as outputs, at least 1; got {len(inputs)}, {len(wanted)}.")
-    fixed, free = _start(q, params, ranges)
+    known = start.weights if start else {}
+    if any("bias" in held for held in known.values()):
+        raise ValueError("`reconstruct`: a start with biases, which are not learned.")
+    fixed, free = _start(q, params, ranges, known)
     given, scaled = (params, ranges, fixed), partial(_affine, short=short_scales)
     unit = jnp.mean(jnp.stack([loss(jax.jit(q)(params, ranges, *x), y) for x, y in zip(inputs, wanted)]))
     step = _step(q, scaled, loss, schedule, steps, _Free(rate, scale_rate))
@@ -128,8 +136,10 @@ def _step(q: Quantization, scaled: Callable, loss: Loss, schedule: Schedule, ste
     return step
 
 
-def _start(q: Quantization, params: Any, ranges: graph.States) -> tuple[dict[str, _Fixed], dict[str, _Free]]:
-    """Start at the weights themselves."""
+def _start(
+    q: Quantization, params: Any, ranges: graph.States, known: dict[str, Any]
+) -> tuple[dict[str, _Fixed], dict[str, _Free]]:
+    """Start at the weights themselves, or at codes that are known."""
     fixed, free = {}, {}
     for name, w in weights_of(q, params).items():
         site, scheme = next(site for site in q.sites if site.name == name), q.schemes[name]
@@ -137,13 +147,17 @@ def _start(q: Quantization, params: Any, ranges: graph.States) -> tuple[dict[str
             continue
         soft.check("reconstruct", scheme.weight or operands.TABLE)
 
-        def one(w, state, site=site, scheme=scheme):
+        def one(w, state, held, site=site, scheme=scheme):
             turned = operands.turn(site, scheme, state, site.weight or 0, w)
-            affine = operands.weight_affine(site, scheme, turned, state)
-            low, v = soft.start(numerics.wide(turned), affine)
+            if held is None:
+                affine = operands.weight_affine(site, scheme, turned, state)
+                low, v = soft.start(numerics.wide(turned), affine)
+            else:
+                affine = Affine(held.scale, held.zero_point)
+                low, v = soft.start_at(numerics.wide(turned), held.codes, affine)
             return _Fixed(low, affine), _Free(v, jnp.zeros_like(affine.scale))
 
-        fixed[name], free[name] = per_layer(site, one)(w, ranges[name])
+        fixed[name], free[name] = per_layer(site, one)(w, ranges[name], known.get(name, {}).get("codes"))
     if not free:
         raise ValueError("`reconstruct`: no weights are rounded.")
     return fixed, free

@@ -16,6 +16,7 @@ from jaxopt_compress.grids import Grid, Integers
 from jaxopt_compress.quantization.numerics import Affine
 
 STRETCH = (-0.1, 1.1)  # the sigmoid is stretched beyond 0 and 1, and clipped, so that it gets there
+NEARLY = 2.3  # where the stretched sigmoid is at 0.99, and still has a slope
 UNDECIDED = (0.1, 0.9)  # between them neither neighbour is chosen
 
 
@@ -60,6 +61,13 @@ def start(w: jax.Array, affine: Affine) -> tuple[jax.Array, jax.Array]:
     part = jnp.clip(steps - low, 0.01, 0.99)
     inner = (part - STRETCH[0]) / (STRETCH[1] - STRETCH[0])
     return low, jnp.log(inner) - jnp.log1p(-inner)
+
+
+def start_at(w: jax.Array, codes: jax.Array, affine: Affine) -> tuple[jax.Array, jax.Array]:
+    """Return lower neighbours and `v` such that codes are almost decided, against their neighbours towards `w`."""
+    steps = w * layout.spread(1 / affine.scale, w.shape)
+    chosen = codes.astype(w.dtype) - _zero(affine, w)
+    return jnp.where(chosen > steps, chosen - 1, chosen), jnp.where(chosen > steps, NEARLY, -NEARLY)
 
 
 def up(v: jax.Array) -> jax.Array:
