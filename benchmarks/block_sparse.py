@@ -1,7 +1,7 @@
 """How fast are weights pruned in blocks? `python -m benchmarks.block_sparse [--quick] [--rounds N] [--out FILE]`.
 
 A dense layer of 4096 x 4096 of which half to 95 % of the blocks of 64 x 64 are zero, the same share in each column of
-blocks, with `skip_blocks` in float32 and, after `quantization.convert`, in int8 (w8a8, dynamic); and the same layer with
+them, with `skip_blocks` in float32 and, after `quantization.convert`, in int8 (w8a8, dynamic); and the same layer with
 as many of its inputs removed, which is the most that could be gained. All against the dense layer in float32, compiled,
 interleaved, medians of ratios (2 is twice as fast). The zeros themselves, left where they are, gain nothing.
 """
