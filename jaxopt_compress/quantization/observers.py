@@ -110,7 +110,8 @@ def mse(steps: int = 64) -> Observer:
         middles = (jnp.arange(-HALF, HALF, dtype=jnp.float32) + 0.5) * state.width
 
         def error(top):
-            return jnp.sum(state.counts * (_rounded(middles, top, grid) - middles) ** 2)
+            steps, scale = _steps(middles, top, grid)
+            return jnp.sum(state.counts * (steps * scale - middles) ** 2)
 
         return _least(state, error, 0, steps)
 
@@ -146,8 +147,8 @@ def _divergence(seen: jax.Array, middles: jax.Array, top: jax.Array, grid: Grid)
     inside = middles < top
     kept = jnp.where(inside, seen, 0)
     clipped = kept.at[jnp.maximum(jnp.sum(inside) - 1, 0)].add(jnp.sum(seen) - jnp.sum(kept))
-    rounded = _rounded(middles, top, grid)
-    code = jnp.cumsum(jnp.diff(rounded, prepend=rounded[:1]) != 0)  # bins are in order, and so what they round to
+    steps = _steps(middles, top, grid)[0]
+    code = jnp.cumsum(jnp.diff(steps, prepend=steps[:1]) != 0)  # bins are in order, and so what they round to
     there = (kept > 0).astype(jnp.float32)
     share = lambda x: jnp.zeros(HALF).at[code].add(x)[code]  # noqa: E731
     coded = there * share(kept) / jnp.maximum(share(there), 1)
@@ -156,9 +157,10 @@ def _divergence(seen: jax.Array, middles: jax.Array, top: jax.Array, grid: Grid)
     return jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1) / jnp.where(p > 0, q, 1)), 0))
 
 
-def _rounded(x: jax.Array, top: jax.Array, grid: Grid) -> jax.Array:
-    scale = jnp.maximum(top / grid.largest, jnp.finfo(jnp.float32).tiny)
-    return grid.values(grid.round(x / scale)) * scale
+def _steps(x: jax.Array, top: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
+    """Return how many steps each number is rounded to, and the step."""
+    scale = jnp.maximum(top * (1 / grid.largest), jnp.finfo(jnp.float32).tiny)
+    return grid.values(grid.round(x * (1 / scale))), scale  # never `x / scale`, see `numerics`
 
 
 def _least(state: Histogram, loss: Callable[[jax.Array], jax.Array], above: Any, steps: int) -> tuple[Any, Any]:
