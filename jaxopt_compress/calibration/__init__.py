@@ -5,6 +5,7 @@ from jaxopt_compress.calibration.calibrate import chosen as chosen
 from jaxopt_compress.calibration.calibrate import per_layer as per_layer
 from jaxopt_compress.calibration.calibrate import stages as stages
 from jaxopt_compress.calibration.calibrate import weighted as weighted
+from jaxopt_compress.calibration.reestimate import reestimate as reestimate
 from jaxopt_compress.calibration.statistics import Gram as Gram
 from jaxopt_compress.calibration.statistics import Moments as Moments
 from jaxopt_compress.calibration.statistics import Statistic as Statistic
