@@ -94,9 +94,10 @@ def test_results_are_committed_with_their_conditions():
         assert {"ratios", "environment"} <= set(found), path
 
 
-def test_the_picture_of_the_structured_nets_is_drawn_from_the_committed_results(tmp_path):
+@pytest.mark.parametrize(("name", "nets"), [("structured", ("cnn", "vit")), ("ladder", ("cnn", "text"))])
+def test_pictures_are_drawn_from_the_committed_results(name, nets, tmp_path):
     pytest.importorskip("matplotlib")
-    results = [f"benchmarks/results/structured_{net}.json" for net in ("cnn", "vit")]
-    command = [sys.executable, "-m", "benchmarks.structured_plot", *results]
+    results = [f"benchmarks/results/{name}_{net}.json" for net in nets]
+    command = [sys.executable, "-m", f"benchmarks.{name}_plot", *results]
     subprocess.run([*command, "--out", str(tmp_path / "out.png")], cwd=ROOT, check=True)
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")

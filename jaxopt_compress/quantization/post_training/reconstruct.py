@@ -111,11 +111,12 @@ def reconstruct(
     fixed, free = _start(q, params, ranges, known)
     given, scaled = (params, ranges, fixed), partial(_affine, short=short_scales)
     unit = jnp.mean(jnp.stack([loss(jax.jit(q)(params, ranges, *x), y) for x, y in zip(inputs, wanted)]))
+    unit = jnp.where(unit > 0, unit, 1)
     step = _step(q, scaled, loss, schedule, steps, _Free(rate, scale_rate))
     at, turns = adam.start(free), islice(cycle(zip(inputs, wanted)), steps)
     shown = track(turns, total=steps, description="reconstructing", disable=not progress, transient=True)
     for turn, (batch, y) in enumerate(shown):
-        at = step(at, given, np.int32(turn), jnp.where(unit > 0, unit, 1), batch, y)
+        at = step(at, given, np.int32(turn), unit, batch, y)
     return _stored(q, scaled, ranges, params, fixed, at.x)
 
 
@@ -182,9 +183,8 @@ def _soft_run(q: Quantization, scaled: Callable) -> Callable:
             w = soft.decode(fixed.low, soft.up(free.v), scaled(fixed, free), grid)
             given[site.weight], roundings[site.weight] = w.astype(given[site.weight].dtype), None
         dtype = site.op.outs[0].aval.dtype
-        return [
-            multiply(how, given[0], given[1], (roundings[0], roundings[1]), dtype, q.integers, scheme.compute)
-        ], state
+        both = roundings[0], roundings[1]
+        return [multiply(how, given[0], given[1], both, dtype, q.integers, scheme.compute)], state
 
     rewritten = graph.rewrite(q.fn, q.schemes, replace)
 
