@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from jaxopt_compress.quantization import post_training as pt
 
 LENGTH, HEADS, LAYERS = 64, 12, 6
 TABLES, PRODUCTS = "embeddings/**", "encoder/**"
-STEPS = 300  # of learning the scales of a layer
+STEPS = 100  # of learning, in every stage
+FITTED = Scheme(Integers(4, False), None, group_size=32, fit=fits.short(fits.half_quadratic()))
 
 
 def encode(p: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
@@ -144,8 +145,6 @@ class Variants:
         """Return all, by what they are called in the table."""
         byte = schemes.weight_only(8)
         plain = Scheme(Integers(4, False), None, group_size=32, fit=fits.minmax)
-        fitted = replace(plain, fit=fits.short(fits.half_quadratic()))
-        five = Scheme(Integers(5), None, fit=fits.short(fits.mse()))
         zeros, turned = "int4 with zero points, groups of 32", replace(plain, basis=bases.diagonal())
         return {
             "w8a8, attention too": partial(self._nearest, byte, Scheme(), Scheme()),
@@ -157,9 +156,9 @@ class Variants:
             f"{zeros}, GPTQ": partial(self._gptq, byte, plain),
             f"{zeros}, AWQ + GPTQ": partial(self._awq, byte, turned),
             f"{zeros}, GPTQ layer by layer": partial(self._gptq, byte, plain, sequential=True),
-            "the same, scales of two bytes, half-quadratic": partial(self._gptq, byte, fitted, sequential=True),
-            "the same, tables in 5 bits": partial(self._gptq, five, fitted, sequential=True),
-            "the same, scales learned block by block": partial(self._scales, five, fitted),
+            "the same, half-quadratic scales of two bytes, tables in 5 bits": partial(self._learned, 1),
+            "the same, learned block by block": partial(self._learned, 2),
+            "the same, scales learned all together": partial(self._learned, 3),
         }
 
     def _quantized(self, table: Scheme, scheme: Scheme, rest: Scheme | None = None) -> Any:
@@ -183,12 +182,19 @@ class Variants:
         ranges = pt.awq(q, self.params, q.init(), self.batches)
         return convert(q, self.params, ranges, self._rounded(q, ranges=ranges).weights)
 
-    def _scales(self, table: Scheme, scheme: Scheme) -> tuple[Any, Served]:
-        q = self._quantized(table, scheme)
-        start = self._rounded(q, sequential=True)
-        options: Any = {"start": start, "rate": 0.0, "steps": STEPS, "short_scales": True}
-        found = pt.reconstruct_blocks(q, self.params, self.batches, BLOCKS, **options)
-        return convert(q, self.params, q.init(), found.weights)
+    def _learned(self, stages: int) -> tuple[Any, Served]:
+        q, rounded = self.smallest[0], self.smallest[stages]
+        return convert(q, self.params, q.init(), rounded.weights)
+
+    @cached_property
+    def smallest(self) -> tuple[Any, pt.Rounded, pt.Rounded, pt.Rounded]:
+        """What fits into 15 %: rounded layer by layer, then learned block by block, then the scales all together."""
+        q = self._quantized(Scheme(Integers(5), None, fit=fits.short(fits.mse())), FITTED)
+        options: Any = {"steps": STEPS, "short_scales": True}
+        layers = self._rounded(q, sequential=True)
+        blocks = pt.reconstruct_blocks(q, self.params, self.batches, BLOCKS, start=layers, rate=0.01, **options)
+        whole = pt.reconstruct(q, self.params, self.batches, start=blocks, rate=0.0, scale_rate=1e-3, **options)
+        return q, layers, blocks, whole
 
     def _rounded(self, q: Any, **options: Any) -> pt.Rounded:
         return pt.round_weights(q, self.params, self.batches, self.best, **options)
