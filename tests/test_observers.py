@@ -131,6 +131,12 @@ def test_an_end_that_nothing_is_near_stays_out(name):
     assert 2 < high < 5
 
 
+def test_the_zeros_of_a_relu_lose_no_information():
+    x = np.abs(normal(10_000, seed=8))
+    found = [seen(EVERY["entropy"], each) for each in (x, np.concatenate([x, np.zeros(90_000, np.float32)]))]
+    assert found[0] == found[1]
+
+
 @pytest.mark.slow
 @EVERY_OBSERVER
 def test_states_fold_under_jit_scan_and_vmap(observer):
