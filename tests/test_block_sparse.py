@@ -19,7 +19,9 @@ def pruned(*shape, block=(8, 4), sparsity=0.75, seed=0):
     """Return a weight of which whole blocks are zero, as many in each column of blocks, but not all."""
     rng = np.random.default_rng(seed)
     rows, columns = shape[-2] // block[0], shape[-1] // block[1]
-    keep = rng.permuted(np.arange(rows * columns).reshape(columns, rows) % rows >= min(sparsity * rows, rows - 1), axis=1).T
+    keep = rng.permuted(
+        np.arange(rows * columns).reshape(columns, rows) % rows >= min(sparsity * rows, rows - 1), axis=1
+    ).T
     w = rng.normal(size=shape).reshape(*shape[:-2], rows, block[0], columns, block[1]) * keep[:, None, :, None]
     return jnp.asarray(w.reshape(shape), jnp.float32)
 
