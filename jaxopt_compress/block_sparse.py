@@ -67,14 +67,14 @@ def skip_blocks(
         raise ValueError(f"`skip_blocks`: blocks are at least 1 x 1, `least` in [0, 1]; got {block}, {least}.")
     sites = [site for site in graph.sites(fn, params, *inputs) if _is_candidate(site)]
     shapes = jax.tree.map(lambda leaf: graph.struct(leaf, "an input"), inputs)
-    seen = weights_seen(fn, sites, params, shapes)
+    seen, paths = weights_seen(fn, sites, params, shapes), {site.name: site.path for site in sites}
     blocks, same, shares = {}, dict[str, str](), dict[str, float]()
     for site in sites:
         tiles = per_layer(site, partial(_tiles, site, block=block))(seen[site.name])
         shares[site.name], found = _kept(site, tiles, least)
         if found is not None:
-            alike = (name for name in blocks if _equal(blocks[name], found))
-            same[site.name] = next(alike, site.name)  # a weight may stand in several branches
+            alike = (name for name in blocks if paths[name] == site.path and _equal(blocks[name], found))
+            same[site.name] = next(alike, site.name)  # one parameter may stand in several branches
             blocks[same[site.name]] = found
     if not blocks:
         skipped = {name: round(share, 3) for name, share in shares.items()}

@@ -133,6 +133,13 @@ def test_nothing_is_left_of_a_weight_of_zeros_and_what_is_full_stays_dense():
     assert sorted(sparse.dense) == ["bias", "down"]
 
 
+def test_weights_that_happen_to_be_alike_stay_two():
+    params = {"a": pruned(32, 32), "b": pruned(32, 32)}
+    fn, sparse = jc.skip_blocks(lambda p, x: jnp.sin(x @ p["a"]) @ p["b"], params, X, block=(8, 4))
+    assert sorted(sparse.blocks) == ["a", "b"]
+    assert fn(sparse, X).shape == (5, 32)
+
+
 def test_refusals():
     for options, message in [
         ({"block": (0, 4)}, r"blocks are at least 1 x 1.*got \(0, 4\)"),
