@@ -151,6 +151,7 @@ class Variants:
             "w8a8": partial(self._nearest, byte, Scheme()),
             "int4, groups of 32, nearest": partial(self._nearest, byte, schemes.weight_only(4, 32)),
             **{f"w8a8, SmoothQuant of {s}": partial(self._smooth, byte, s) for s in (0.5, 0.6, 0.7)},
+            "w8a8, SmoothQuant of 0.7 + GPTQ": partial(self._smooth, byte, 0.7, rounds=True),
             "int4, groups of 32, GPTQ": partial(self._gptq, byte, schemes.weight_only(4, 32)),
             f"{zeros}, nearest": partial(self._nearest, byte, plain),
             f"{zeros}, GPTQ": partial(self._gptq, byte, plain),
@@ -169,9 +170,10 @@ class Variants:
         q = self._quantized(*by_kind)
         return convert(q, self.params, q.init())
 
-    def _smooth(self, table: Scheme, strength: float) -> tuple[Any, Served]:
+    def _smooth(self, table: Scheme, strength: float, rounds: bool = False) -> tuple[Any, Served]:
         q = self._quantized(table, Scheme(basis=bases.diagonal()))
-        return convert(q, self.params, pt.smoothquant(q, self.params, q.init(), self.batches, strength))
+        ranges = pt.smoothquant(q, self.params, q.init(), self.batches, strength)
+        return convert(q, self.params, ranges, self._rounded(q, ranges=ranges).weights if rounds else None)
 
     def _gptq(self, table: Scheme, scheme: Scheme, **options: Any) -> tuple[Any, Served]:
         q = self._quantized(table, scheme)
