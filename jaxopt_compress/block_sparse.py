@@ -2,7 +2,7 @@
 
 A weight that was pruned in blocks is stored as the blocks that are left, for each block of outputs as many, and where
 in the inputs they stand. The product gathers those inputs and is one batched product of dense blocks: work and bytes
-shrink with what is left. Single zeros do not pay on any machine; blocks of 64 x 64 do.
+shrink with what is left.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,8 @@ def skip_blocks(
       params: any pytree of arrays; the zeros of its weights are looked for now.
       *inputs: examples, arrays or shapes; the result takes any others that `fn` takes.
       block: inputs and outputs of a block; weights that blocks do not tile stay as they are.
-      least: the share of its blocks that a product has to skip: below a half, dense products are faster.
+      least: the share of its blocks that a product has to skip. On a CPU a half was 1.6 times as fast as the dense
+        layer at batch 1, and 0.4 times at batch 128; three quarters were faster at all (`benchmarks.block_sparse`).
 
     Returns:
       `(sparse_fn, sparse_params)`; the function is compiled, and takes its parameters as an argument.

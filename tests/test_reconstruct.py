@@ -171,8 +171,15 @@ def test_it_goes_on_from_codes_that_are_known():
     both = pt.reconstruct_blocks(q, PARAMS, BATCHES, [first, second, third], start=gptq, steps=300)
     assert lost(q, both.weights) < 0.9 * lost(q, gptq.weights)
     shifted = pt.round_weights(q, PARAMS, BATCHES, pt.corrected(pt.nearest(gram())))
-    with pytest.raises(ValueError, match="a start with biases"):
+    with pytest.raises(ValueError, match="'across' starts with a bias|'up' starts with a bias"):
         pt.reconstruct(q, PARAMS, BATCHES, start=shifted)
+    with pytest.raises(ValueError, match=r"`reconstruct`: 'up' was rounded to Integers\(bits=3.*its scheme says"):
+        pt.reconstruct(quantized(schemes.weight_only(4), residual), PARAMS, BATCHES, start=gptq)
+    unknown = gptq._replace(weights={"other": gptq.weights["up"]})
+    with pytest.raises(ValueError, match="`reconstruct`: 'other' of `start` is no site"):
+        pt.reconstruct(q, PARAMS, BATCHES, start=unknown)
+    with pytest.raises(ValueError, match="`reconstruct_blocks`: 'other' of `start` is no site"):
+        pt.reconstruct_blocks(q, PARAMS, BATCHES, [first, second, third], start=unknown)
 
 
 def test_soft_rounding_against_numpy():

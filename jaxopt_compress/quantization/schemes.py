@@ -68,8 +68,8 @@ def weight_only(
 ) -> Scheme:
     """Round weights alone.
 
-    What is saved is memory. On a CPU, weights of 4 bits and those of NF4 or in groups can be slower than float32 (0.7
-    of its speed was seen): they are unpacked anew for every product. `python -m benchmarks.serving` measures.
+    What is saved is memory. On a CPU most of these can be slower than float32 (0.6 of its speed was seen, for NF4 and
+    for groups at 64 rows): they are unpacked anew for every product. `python -m benchmarks.serving` measures.
     """
     grid = Integers(weight) if isinstance(weight, int) else weight
     return Scheme(grid, None, group_size=group_size, compute=compute, basis=basis)

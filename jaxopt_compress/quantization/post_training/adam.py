@@ -1,5 +1,7 @@
 """Adam, for the rounding and the scales that methods learn; without weight decay, with the usual decay rates.
 
+Optax's mixes dtypes, which fails where a user has set JAX to strict promotion; methods are to work there too.
+
 Reference: Kingma and Ba, "Adam: a method for stochastic optimization", 2015.
 """
 

@@ -11,6 +11,7 @@ from jaxopt_compress.quantization.post_training.reconstruct import reconstruct
 from jaxopt_compress.quantization.post_training.round_weights import Rounded
 from jaxopt_compress.quantization.quantize import Quantization
 from jaxopt_compress.quantization.serving import convert
+from jaxopt_compress.quantization.serving.weights import refuse_unknown
 
 
 class _Block(NamedTuple):
@@ -62,6 +63,8 @@ def reconstruct_blocks(
     rounded = floats = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
     if not rounded:
         raise ValueError("`reconstruct_blocks`: there are no batches.")
+    if start is not None:
+        refuse_unknown("reconstruct_blocks", "start", q, start.weights)
     done = Rounded({}, {})
     for block in _cut(q, params, rounded[0], blocks):
         run = jax.jit(block.q.fn)
@@ -72,9 +75,8 @@ def reconstruct_blocks(
             found = reconstruct(block.q, params, rounded, ranges=own, outputs=floats, start=first, **options)
             done = Rounded(done.weights | block.whole(found.weights), done.notes | block.whole(found.notes))
             codes = found.weights
-        fn, served = convert(block.q, params, own, codes)
-        run = jax.jit(fn)
-        rounded, floats = [_inputs(run(served, *batch)) for batch in rounded], [_inputs(out) for out in floats]
+        int_fn, served = convert(block.q, params, own, codes)
+        rounded, floats = [_inputs(int_fn(served, *batch)) for batch in rounded], [_inputs(out) for out in floats]
     return done
 
 

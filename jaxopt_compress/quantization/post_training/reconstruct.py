@@ -24,6 +24,7 @@ from jaxopt_compress.quantization.post_training.soft import Schedule
 from jaxopt_compress.quantization.quantize import Quantization
 from jaxopt_compress.quantization.rounded import multiply
 from jaxopt_compress.quantization.seen import weights_of
+from jaxopt_compress.quantization.serving.weights import chosen, refuse_unknown
 
 Loss = Callable[[Any, Any], jax.Array]
 
@@ -92,7 +93,8 @@ def reconstruct(
       Codes; `convert(q, params, ranges, rounded.weights)` takes them, with the same ranges.
 
     Raises:
-      ValueError: no batches, or as many outputs; a start with biases; a grid that is not of integers; no weights that
+      ValueError: no batches, or as many outputs; a start with biases, in
+        another basis or on another grid, or of no site; a grid that is not of integers; no weights that
         are rounded.
 
     Reference: Li et al., "BRECQ: pushing the limit of post-training quantization by block reconstruction", 2021; there
@@ -102,22 +104,20 @@ def reconstruct(
         raise ValueError(f"`reconstruct`: `steps` is at least 1, `warm` in [0, 1); got {steps}, {schedule.warm}.")
     ranges = q.init() if ranges is None else ranges
     inputs = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
-    wanted = list(outputs) if outputs is not None else [jax.jit(q.fn)(params, *batch) for batch in inputs]
+    plain, rounded = jax.jit(q.fn), jax.jit(q)
+    wanted = list(outputs) if outputs is not None else [plain(params, *batch) for batch in inputs]
     if not inputs or len(inputs) != len(wanted):
         raise ValueError(f"`reconstruct`: as many batches as outputs, at least 1; got {len(inputs)}, {len(wanted)}.")
-    known = start.weights if start else {}
-    if any("bias" in held for held in known.values()):
-        raise ValueError("`reconstruct`: a start with biases, which are not learned.")
-    fixed, free = _start(q, params, ranges, known)
+    fixed, free = _start(q, params, ranges, start.weights if start else {})
     given, scaled = (params, ranges, fixed), partial(_affine, short=short_scales)
-    unit = jnp.mean(jnp.stack([loss(jax.jit(q)(params, ranges, *x), y) for x, y in zip(inputs, wanted)]))
+    unit = jnp.mean(jnp.stack([loss(rounded(params, ranges, *x), y) for x, y in zip(inputs, wanted)]))
     unit = jnp.where(unit > 0, unit, 1)
     step = _step(q, scaled, loss, schedule, steps, _Free(rate, scale_rate))
     at, turns = adam.start(free), islice(cycle(zip(inputs, wanted)), steps)
     shown = track(turns, total=steps, description="reconstructing", disable=not progress, transient=True)
     for turn, (batch, y) in enumerate(shown):
         at = step(at, given, np.int32(turn), unit, batch, y)
-    return _stored(q, scaled, ranges, params, fixed, at.x)
+    return _stored(q, scaled, ranges, fixed, at.x)
 
 
 def _step(q: Quantization, scaled: Callable, loss: Loss, schedule: Schedule, steps: int, rate: Any) -> Callable:
@@ -141,24 +141,29 @@ def _start(
     q: Quantization, params: Any, ranges: graph.States, known: dict[str, Any]
 ) -> tuple[dict[str, _Fixed], dict[str, _Free]]:
     """Start at the weights themselves, or at codes that are known."""
-    fixed, free = {}, {}
-    for name, w in weights_of(q, params).items():
-        site, scheme = next(site for site in q.sites if site.name == name), q.schemes[name]
-        if site.kind == "gather":
+    fixed, free, seen = {}, {}, weights_of(q, params)
+    refuse_unknown("reconstruct", "start", q, known)
+    for site in q.rounded_sites:
+        if site.name not in seen or site.kind == "gather":
             continue
-        soft.check("reconstruct", scheme.weight or operands.TABLE)
+        scheme, state, given = q.schemes[site.name], ranges[site.name], None
+        soft.check("reconstruct", scheme.weight)
+        if site.name in known:
+            given = chosen("reconstruct", site, scheme, state, known[site.name])
+            if given.bias is not None:
+                raise ValueError(f"`reconstruct`: {site.name!r} starts with a bias, which is not learned.")
 
-        def one(w, state, held, site=site, scheme=scheme):
+        def one(w, state, given, site=site, scheme=scheme):
             turned = operands.turn(site, scheme, state, site.weight or 0, w)
-            if held is None:
+            if given is None:
                 affine = operands.weight_affine(site, scheme, turned, state)
                 low, v = soft.start(numerics.wide(turned), affine)
             else:
-                affine = Affine(held.scale, held.zero_point)
-                low, v = soft.start_at(numerics.wide(turned), held.codes, affine)
+                affine = given.affine
+                low, v = soft.start_at(numerics.wide(turned), given.codes, affine)
             return _Fixed(low, affine), _Free(v, jnp.zeros_like(affine.scale))
 
-        fixed[name], free[name] = per_layer(site, one)(w, ranges[name], known.get(name, {}).get("codes"))
+        fixed[site.name], free[site.name] = per_layer(site, one)(seen[site.name], state, given)
     if not free:
         raise ValueError("`reconstruct`: no weights are rounded.")
     return fixed, free
@@ -195,18 +200,19 @@ def _soft_run(q: Quantization, scaled: Callable) -> Callable:
     return run
 
 
-def _stored(q: Quantization, scaled: Callable, ranges: graph.States, params: Any, fixed: dict, free: dict) -> Rounded:
+def _stored(q: Quantization, scaled: Callable, ranges: graph.States, fixed: dict, free: dict) -> Rounded:
     """Store what was chosen, in the way of `round_weights`."""
-    weights, notes, dtypes = {}, {}, {name: w.dtype.name for name, w in weights_of(q, params).items()}
+    weights, notes = {}, {}
     for site in q.sites:
         if site.name not in free:
             continue
         grid = soft.check("reconstruct", q.schemes[site.name].weight)
+        dtype = site.op.ins[site.weight or 0].aval.dtype.name
 
-        def one(fixed, free, site=site, grid=grid):
+        def one(fixed, free, grid=grid, dtype=dtype):
             affine, h = scaled(fixed, free), soft.up(free.v)
             codes = soft.codes(fixed.low, h, affine, grid)
-            stored = Quantized.of(codes, affine.scale, grid, dtypes[site.name], affine.zero_point)
+            stored = Quantized.of(codes, affine.scale, grid, dtype, affine.zero_point)
             return stored, soft.part_undecided(h)
 
         codes, undecided = per_layer(site, one)(fixed[site.name], free[site.name])

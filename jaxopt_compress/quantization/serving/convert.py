@@ -72,7 +72,7 @@ def convert(
       ('int8', {})
     """
     _refuse_unset(q, ranges)
-    _refuse_unknown(q, rounded)
+    weights.refuse_unknown("convert", "rounded", q, {} if rounded is None else rounded)
     held = weights.prepare(q, params, ranges, rounded or {}, (platform or jax.default_backend()) == "tpu")
     _refuse_broken(held)
     kept, same = _distinct(weights.activations(q, ranges))
@@ -117,19 +117,6 @@ def _refuse_unset(q: Quantization, ranges: graph.States) -> None:
                 f"`convert`: the range of operand {side} of {site.name!r} was never observed, or is NaN; run "
                 "`q.observe` on some batches first."
             )
-
-
-def _refuse_unknown(q: Quantization, rounded: Any) -> None:
-    """Refuse codes that no product would take: they would be left out without a word."""
-    if rounded is not None and not isinstance(rounded, Mapping):
-        raise ValueError(
-            f"`convert`: `rounded` are codes by site, `.weights` of a `Rounded`; got {type(rounded).__name__}."
-        )
-    absent = sorted(set(rounded or ()) - {site.name for site in q.rounded_sites})
-    if absent:
-        raise ValueError(
-            f"`convert`: {absent[0]!r} of `rounded` is no site that is rounded; there are {list(q.schemes)}."
-        )
 
 
 def _refuse_broken(held: graph.States) -> None:

@@ -51,7 +51,7 @@ def prepare(
         if site.name in seen:
             scheme, state = q.schemes[site.name], ranges[site.name]
             given = _given(site, scheme, codes[site.path], parts) if site.path in codes else None
-            given = _rounded(site, scheme, state, rounded[site.name]) if site.name in rounded else given
+            given = chosen("convert", site, scheme, state, rounded[site.name]) if site.name in rounded else given
             form = per_layer(site, partial(_form, site, scheme, native))
             held[site.name] = form(seen[site.name], state, given)
     return held
@@ -98,15 +98,33 @@ def _form(site: Site, scheme: Scheme, native: bool, w: jax.Array, state: Any, gi
     return {"weight": weight, **more}
 
 
-def _rounded(site: Site, scheme: Scheme, state: Any, held: Mapping[str, Any]) -> Given:
+def refuse_unknown(call: str, name: str, q: Quantization, rounded: Any) -> None:
+    """Refuse codes that no product would take: they would be left out without a word."""
+    if not isinstance(rounded, Mapping):
+        raise ValueError(
+            f"`{call}`: `{name}` are codes by site, `.weights` of a `Rounded`; got {type(rounded).__name__}."
+        )
+    absent = sorted(set(rounded) - {site.name for site in q.rounded_sites})
+    if absent:
+        raise ValueError(
+            f"`{call}`: {absent[0]!r} of `{name}` is no site that is rounded; there are {list(q.schemes)}."
+        )
+
+
+def chosen(call: str, site: Site, scheme: Scheme, state: Any, held: Mapping[str, Any]) -> Given:
+    """Return codes that a method chose.
+
+    Raises:
+      ValueError: they were chosen in another basis, or for another grid.
+    """
     codes = held["codes"]
     if ("basis" in held) != ("basis" in state) or not _same(held.get("basis"), state.get("basis")):
         raise ValueError(
-            f"`convert`: the codes of {site.name!r} were chosen in another basis than that of these ranges; give "
+            f"`{call}`: the codes of {site.name!r} were chosen in another basis than that of these ranges; give "
             "`round_weights` the same ranges."
         )
     if codes.grid != scheme.weight:
-        raise ValueError(f"`convert`: {site.name!r} was rounded to {codes.grid}; its scheme says {scheme.weight}.")
+        raise ValueError(f"`{call}`: {site.name!r} was rounded to {codes.grid}; its scheme says {scheme.weight}.")
     return Given(codes.codes, Affine(codes.scale, codes.zero_point), held.get("bias"))
 
 
