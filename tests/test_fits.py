@@ -225,6 +225,16 @@ def test_a_channel_of_each_odd_kind_is_right_and_spoils_no_other():
         np.testing.assert_allclose(back[:, 4:], clean, rtol=1e-6 if fit is HALF_QUADRATIC else 0)  # it adds
 
 
+@pytest.mark.parametrize("fit", [fits.absmax, fits.minmax, fits.mse()], ids=["absmax", "minmax", "mse"])
+def test_a_factor_of_a_channel_goes_into_its_scale(fit):
+    """Folding a normalization into the weights in front of it would change no code."""
+    w, factors = jnp.asarray(normal(64, 5)), jnp.array([[0.25, 1.0, 4.0, 0.5, 32.0]])
+    plain, folded = (fitted(fit, each, (1, 5), WHOLE[4]) for each in (w, w * factors))
+    np.testing.assert_array_equal(folded.scale, plain.scale * factors)
+    codes = [numerics.codes(each, affine, WHOLE[4]) for each, affine in ((w, plain), (w * factors, folded))]
+    np.testing.assert_array_equal(*codes)
+
+
 def test_an_empty_axis():
     t = fake_quantize(4, fit=fits.minmax)
     w = {"w": jnp.zeros((0, 3))}
