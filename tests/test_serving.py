@@ -320,3 +320,80 @@ def test_batched_over_inputs():
     wanted, int_fn, int_params = served(mlp, PARAMS, normal(4, 6), scheme=Scheme())
     rows = jax.vmap(partial(int_fn, int_params))(normal(4, 1, 6))
     np.testing.assert_array_equal(rows[:, 0], wanted)
+
+
+def pooled(window, padding, relu_behind):
+    """A net with a pool between its layers."""
+
+    def fn(p, x):
+        x = jax.lax.conv_general_dilated(x, p["w"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = x if relu_behind else nn.relu(x)
+        x = nn.max_pool(x + p["b"].reshape(1, 1, 1, -1), window, window, padding)
+        x = nn.relu(x) if relu_behind else x
+        return x.reshape(x.shape[0], -1) @ p["head"]
+
+    return fn
+
+
+def pool_dtypes(fn, *args):
+    text = str(jax.make_jaxpr(fn)(*args))
+    return re.findall(r":(\w+)\[[\d,]*\] = reduce_(?:window_)?max", text)
+
+
+@pytest.mark.parametrize("scheme", [INTEGERS[name] for name in ("static", "affine", "lsq", "lsq_plus")])
+@pytest.mark.parametrize("relu_behind", [False, True])
+@pytest.mark.parametrize(("window", "padding"), [((2, 2), "VALID"), ((3, 3), ((1, 1), (2, 1)))])
+def test_pools_of_codes(scheme, relu_behind, window, padding):
+    x = normal(3, 8, 8, 4, seed=1)
+    fn = pooled(window, padding, relu_behind)
+    rows = jax.eval_shape(lambda x: nn.max_pool(x, window, window, padding), x)
+    params = {"w": normal(3, 3, 4, 4), "b": normal(4, seed=2), "head": normal(rows.size // 3, 5, seed=3)}
+    q = quantize(fn, params, x, rules={"**": scheme})
+    ranges = q.observe(params, q.init(), x)
+    int_fn, int_params = convert(q, params, ranges)
+    assert pool_dtypes(int_fn, int_params, x) == ["i8"]
+    for inputs in (x, -2 * x):
+        np.testing.assert_array_equal(int_fn(int_params, inputs), jax.jit(q)(params, ranges, inputs))
+
+
+def global_max(p, x):
+    return jnp.max(x @ p["w"], axis=1) @ p["head"]
+
+
+def two_readers(p, x):
+    x = jnp.max(x @ p["w"], axis=1)
+    return jnp.concatenate([x @ p["head"], x @ p["other"]], -1)
+
+
+def also_returned(p, x):
+    x = jnp.max(x @ p["w"], axis=1)
+    return x @ p["head"], x
+
+
+def shifted(p, x):
+    return (jnp.max(x @ p["w"], axis=1) + 1) @ p["head"]
+
+
+@pytest.mark.parametrize(
+    ("fn", "rules", "dtype"),
+    [
+        (global_max, {"**": AFFINE}, "i8"),
+        (two_readers, {"**": AFFINE}, "i8"),
+        (two_readers, {"head": schemes.static(observers.minmax()), "**": AFFINE}, "f32"),  # two roundings
+        (two_readers, {"other": None, "**": AFFINE}, "f32"),
+        (also_returned, {"**": AFFINE}, "f32"),
+        (shifted, {"**": AFFINE}, "f32"),
+        (global_max, {"**": Scheme()}, "f32"),  # a range for each row
+        (global_max, {"**": Scheme(static=observers.minmax(), group_size=2)}, "f32"),  # multiplied as floats
+        (global_max, {"**": Scheme(static=observers.minmax(), basis=jc.quantization.bases.diagonal())}, "f32"),
+    ],
+)
+def test_what_works_on_codes(fn, rules, dtype):
+    params = {"w": normal(4, 6), "head": normal(6, 5, seed=1), "other": normal(6, 5, seed=2)}
+    x = normal(3, 7, 4, seed=3)
+    wanted, int_fn, int_params = served(fn, params, x, scheme=None, rules=rules)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), int_fn(int_params, x), wanted)
+    if dtype == "i8":
+        np.testing.assert_array_equal(int_fn(int_params, x), wanted)
+    found = pool_dtypes(int_fn, int_params, x)
+    assert dtype in found and ("i8" in found) == (dtype == "i8")

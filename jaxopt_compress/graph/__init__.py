@@ -4,6 +4,8 @@ from jaxopt_compress.graph.blocks import Block as Block
 from jaxopt_compress.graph.cost import multiply_adds as multiply_adds
 from jaxopt_compress.graph.groups import Group as Group
 from jaxopt_compress.graph.groups import Slices as Slices
+from jaxopt_compress.graph.maxima import Codes as Codes
+from jaxopt_compress.graph.maxima import Early as Early
 from jaxopt_compress.graph.narrowing import Narrowing as Narrowing
 from jaxopt_compress.graph.narrowing import removed_atoms as removed_atoms
 from jaxopt_compress.graph.program import bind as bind

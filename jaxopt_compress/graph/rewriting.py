@@ -13,11 +13,13 @@ import jax
 from jax import lax
 
 from jaxopt_compress import tree
+from jaxopt_compress.graph.maxima import Codes, Early, early, on_codes
 from jaxopt_compress.graph.program import Op, Program, Value, bind, closed, program, scan_counts
 from jaxopt_compress.graph.sites import Site, sites_of
 
 States = dict[str, Any]
 Replace = Callable[[Site, Sequence[Any], Any], tuple[Sequence[Any], Any]]
+Rounds = Callable[[Early, States], Codes | None]
 
 
 def survey(fn: Callable, names: Iterable[str], read: Callable[[Site, Sequence[Any]], Any]) -> Callable:
@@ -41,7 +43,9 @@ def survey(fn: Callable, names: Iterable[str], read: Callable[[Site, Sequence[An
     return lambda params, blank, *inputs: run(params, blank, *inputs)[1]
 
 
-def rewrite(fn: Callable, names: Iterable[str], replace: Replace, learns: bool = False) -> Callable:
+def rewrite(
+    fn: Callable, names: Iterable[str], replace: Replace, learns: bool = False, rounds: Rounds | None = None
+) -> Callable:
     """Return a function with some contractions, convolutions or lookups of `fn` replaced.
 
     It is traced anew whenever it is, for whatever shapes it is given, and can be differentiated, batched and compiled
@@ -52,6 +56,8 @@ def rewrite(fn: Callable, names: Iterable[str], replace: Replace, learns: bool =
       names: which sites, by the names that `sites` gives them.
       replace: `(site, arguments, state) -> (results, state)`, instead of the operation.
       learns: whether states change; where they do not, loops do not carry them.
+      rounds: `(early, states) -> codes`, where sites take codes for an operand and a maximum in front of them is to
+        work on codes; the sites are then given these. None for what is to stay.
 
     Returns:
       `run(params, states, *inputs) -> (outputs, states)`, with states by name. The states of a site in a scan over
@@ -61,10 +67,12 @@ def rewrite(fn: Callable, names: Iterable[str], replace: Replace, learns: bool =
       ValueError: (from the result) a site that the function does not have, or one in a function with a derivative of
         its own, or in another primitive whose inside cannot be rewritten.
     """
-    return _rewriter(fn, names, replace, learns, TURNS)
+    return _rewriter(fn, names, replace, learns, TURNS, rounds)
 
 
-def _rewriter(fn: Callable, names: Iterable[str], replace: Replace, learns: bool, runs: Mapping) -> Callable:
+def _rewriter(
+    fn: Callable, names: Iterable[str], replace: Replace, learns: bool, runs: Mapping, rounds: Rounds | None = None
+) -> Callable:
     names = tuple(names)
 
     def run(params: Any, states: States, *inputs: Any) -> tuple[Any, States]:
@@ -75,7 +83,7 @@ def _rewriter(fn: Callable, names: Iterable[str], replace: Replace, learns: bool
         absent = [name for name in names if name not in found]
         if absent:
             raise ValueError(f"`graph.rewrite`: {absent[0]!r} is no site of this function; it has {list(found)}.")
-        rewriting = _Rewriting([found[name] for name in names], replace, runs, learns)
+        rewriting = _Rewriting([found[name] for name in names], replace, runs, learns, rounds)
         outs, after = rewriting.run(whole, [*leaves.values(), *jax.tree.leaves(inputs)], states)
         return jax.tree.unflatten(jax.tree.structure(shapes), outs), after
 
@@ -91,12 +99,14 @@ class _Rewriting:
       replace: `(site, arguments, state) -> (results, state)`.
       runs: how operations with bodies are run.
       learns: whether states change; where they do not, loops do not carry them.
+      rounds: how what stands in front of sites is rounded already.
     """
 
     sites: Sequence[Site]
     replace: Replace
     runs: Mapping[str, Callable]
     learns: bool = False
+    rounds: Rounds | None = None
     _held: dict[Op, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
@@ -112,12 +122,22 @@ class _Rewriting:
         def read(value: Value) -> Any:
             return arrays.get(value, value.const)
 
+        rounded = self._rounded(program, states)
         for op in program.ops:
+            args = [read(value) for value in op.ins]
             with op.eqn.ctx.manager:  # the mesh, the kind of device that it was written for
-                found, new = self._step(op, [read(value) for value in op.ins], states)
+                found, new = (rounded[op](args), {}) if op in rounded else self._step(op, args, states)
             states.update(new)
             arrays.update(zip(op.outs, found, strict=True))
         return [read(value) for value in program.outs], states
+
+    def _rounded(self, program: Program, states: States) -> dict[Op, Callable]:
+        """Return the operations that work on codes, and how."""
+        found: dict[Op, Callable] = {}
+        for each in early(program, self.by_op) if self.rounds else ():
+            if (codes := self.rounds(each, states)) is not None:
+                found |= on_codes(each, codes)
+        return found
 
     def _step(self, op: Op, args: Sequence[Any], states: States) -> tuple[Sequence[Any], States]:
         if op in self.by_op:

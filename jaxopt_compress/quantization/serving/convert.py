@@ -79,7 +79,7 @@ def convert(
     leaves = tree.leaves(params, is_leaf=weights.is_stored)
     template = jax.tree.structure(params, is_leaf=weights.is_stored)
     shapes: dict[str, Any] = {path: graph.struct(_decoded(leaf), path) for path, leaf in leaves.items()}
-    body = graph.rewrite(q.fn, q.schemes, _replacing(q))
+    body = graph.rewrite(q.fn, q.schemes, _replacing(q), rounds=_rounding(q, same) if q.integers else None)
 
     def int_fn(served: Served, *inputs: Any) -> Any:
         # What a replaced product no longer reads is filled with zeros, which the compiler drops.
@@ -108,6 +108,17 @@ def _replacing(q: Quantization) -> Callable:
         return [run.product_of(site, args[:2], scheme, state, q.integers)], state
 
     return replace
+
+
+def _rounding(q: Quantization, same: Mapping[str, str]) -> Callable:
+    """Return what rounds the input of a maximum, where all products behind it round alike."""
+
+    def rounds(each: graph.Early, states: graph.States) -> graph.Codes | None:
+        alike = {(same[site.name], side, q.schemes[site.name].activation) for site, side in each.users}
+        found = [run.codes_of(site, side, q.schemes[site.name], states[site.name]) for site, side in each.users]
+        return found[0] if len(alike) == 1 and all(found) else None
+
+    return rounds
 
 
 def _refuse_unset(q: Quantization, ranges: graph.States) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_compress.encoded import Quantized
-from jaxopt_compress.graph import Site
+from jaxopt_compress.graph import Codes, Site
 from jaxopt_compress.grids import Integers
 from jaxopt_compress.products import Conv, Dot, product
 from jaxopt_compress.quantization import numerics, operands
@@ -44,6 +44,33 @@ def product_of(site: Site, args: Sequence[jax.Array], scheme: Scheme, state: Any
     return (found + state["bias"] if "bias" in state else found).astype(dtype)
 
 
+def codes_of(site: Site, side: int, scheme: Scheme, state: Any) -> Codes | None:
+    """Return how an operand is rounded that can be given in codes: by one static scale, for a product of integers."""
+    how, grid = product(site), scheme.activation
+    if side == site.weight or scheme.static is None or not isinstance(grid, Integers) or "basis" in state:
+        return None
+    if site.weight is None or scheme.weight is None:
+        return None
+    affine = Affine(state[str(side)]["scale"], state[str(side)].get("zero_point"))
+    if not _takes_codes(
+        how, site, state["weight"], Rounding(grid, operands.spread(affine, len(site.shapes[side])), True)
+    ):
+        return None
+    of = lambda x: numerics.codes(x, operands.spread(affine, x.ndim), grid)  # noqa: E731
+    return Codes(of, 0 if affine.zero_point is None else affine.zero_point, grid.lowest)
+
+
+def _takes_codes(how: Dot | Conv, site: Site, weight: Quantized, rounding: Rounding) -> bool:
+    if isinstance(how, Conv):
+        return fits_integers(how, rounding, Rounding(weight.grid, Affine(weight.scale, weight.zero_point), clips=False))
+    return _in_integers(how, site.weight or 0, weight, rounding)
+
+
+def _codes(x: jax.Array, rounding: Rounding) -> jax.Array:
+    """Round, unless what comes is codes already."""
+    return x if x.dtype == jnp.int8 else numerics.codes(x, rounding.affine, rounding.grid)
+
+
 def _rounding(site: Site, how: Dot | Conv, side: int, x: jax.Array, scheme: Scheme, state: Any) -> Rounding | None:
     """Return how an operand that depends on the inputs is rounded: with what is known of it, or with what it is."""
     grid = scheme.activation
@@ -59,7 +86,7 @@ def _conv(
     affine = Affine(weight.scale, weight.zero_point)
     stored = Rounding(weight.grid, affine, clips=False)
     if integers and rounding is not None and fits_integers(how, rounding, stored):
-        codes = numerics.codes(x, rounding.affine, rounding.grid)
+        codes = _codes(x, rounding)
         total = accumulate(how, codes, weight.codes, rounding.affine.zero_point)
         return scaled(how, total, rounding.affine, affine).astype(dtype)
     return in_floats(how, x, weight.decode(), (rounding, stored), dtype, compute)  # rounds to the same codes again
@@ -74,7 +101,7 @@ def _in_integers(how: Dot, side: int, weight: Quantized, rounding: Rounding) -> 
 def _dot(
     how: Dot, side: int, x: jax.Array, weight: Quantized, rounding: Rounding, sums: jax.Array | None, shape: Any
 ) -> jax.Array:
-    codes = numerics.codes(x, rounding.affine, rounding.grid)
+    codes = _codes(x, rounding)
     rows = how.matrix(1 - side, codes)
     total = kernels.multiply(rows, weight, lambda part: part.codes, jnp.int32)
     zero = rounding.affine.zero_point
