@@ -1,7 +1,7 @@
 """What do weights of one bit cost an MLP? `python -m benchmarks.binary_mlp [--data NAME] [--quick] [--out FILE]`.
 
 The net of BinaryConnect: three hidden layers of 1,024 ReLUs, batch normalization behind every layer, a squared hinge
-loss, no augmentation, no dropout. All four kernels are +1 or -1 in the forward pass; the same net with weights of floats
+loss, no augmentation, no dropout. All four kernels are +1 or -1 in the forward pass; the same net with floats
 is trained for as long. What is scored has been through a file: a bit a weight, floats for the normalization. Published,
 on MNIST: 1.29 % (Courbariaux et al., 2015, the best of up to 1,000 epochs). Choices were made with `--validation`.
 """
