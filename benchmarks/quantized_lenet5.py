@@ -26,7 +26,7 @@ from jaxopt_compress.quantization import Scheme, Served, convert, fits, learned,
 
 BITS = (8, 4, 2)
 FIRST = Recipe(15)
-MORE = {8: Recipe(5, rate=0.01), 4: Recipe(5, rate=0.01), 2: Recipe(10, rate=0.05)}
+MORE = {8: Recipe(5, rate=0.02), 4: Recipe(5, rate=0.02), 2: Recipe(10, rate=0.05)}
 IMAGES = 8  # bits of a pixel
 
 

@@ -134,7 +134,9 @@ class _Rewriting:
     def _rounded(self, program: Program, states: States) -> dict[Op, Callable]:
         """Return the operations that work on codes, and how."""
         found: dict[Op, Callable] = {}
-        for each in early(program, self.by_op) if self.rounds else ():
+        if self.rounds is None:
+            return found
+        for each in early(program, self.by_op):
             if (codes := self.rounds(each, states)) is not None:
                 found |= on_codes(each, codes)
         return found
