@@ -1,13 +1,14 @@
 """What does the TPU compiler make of quantized programs? `python -m benchmarks.tpu_quantized [--quick] [--out FILE]`.
 
 Compiles for one v5e chip that is not here (`pip install "jaxopt_compress[tpu]"`); nothing runs. Serving: an MLP with
-10M parameters at batch 16, stored codes against bfloat16. Training: the w8a8 step of that MLP (batch 128) and of a
-vision transformer with 5M (batch 128) against the dense step. Bytes are the compiler's count of bytes accessed; it
-counts an array that is copied to on-chip memory ahead of its use four times for that and once for the use, so that a
-second column counts it once.
+10M parameters at batch 16 and LeNet-5 at batch 128, stored codes against bfloat16. Training: the w8a8 step of that MLP
+(batch 128) and of a vision transformer with 5M (batch 128) against the dense step. Bytes are the compiler's count of
+bytes accessed; it counts an array that is copied to on-chip memory ahead of its use four times for that and once for
+the use, so that a second column counts it once.
 """
 
 import argparse
+from collections.abc import Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import _aot, _mlp, _vit, harness
+from benchmarks import _aot, _lenet5, _mlp, _vit, harness
 from benchmarks.quantized_step import ADAM, step_of
 from jaxopt_compress.grids import Integers
 from jaxopt_compress.quantization import Scheme, convert, observers, quantize, schemes
@@ -38,14 +39,14 @@ def row(program: _aot.Program) -> dict[str, Any]:
     return {"bytes": program.bytes, "bytes once": once, "temporaries": program.temporaries, "seconds": program.seconds}
 
 
-def serving(mlp: Any, batch: int) -> dict[str, dict[str, Any]]:
+def serving(net: Any, batch: int, inputs: int, schemes: Mapping[str, Scheme]) -> dict[str, dict[str, Any]]:
     """Compile the forward pass in bfloat16 and on stored codes."""
     on = _aot.mesh(CHIP)
-    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), mlp.init(jax.random.key(0)))
-    x = jnp.ones((batch, params["dense_0"]["kernel"].shape[0]), jnp.bfloat16)
-    rows = {"bfloat16": row(_aot.program(on, mlp.forward, *_aot.abstract(on, (params, x))))}
-    for name, scheme in SERVED.items():
-        q = quantize(mlp.forward, params, x, rules={"**": scheme})
+    params = jax.tree.map(lambda w: w.astype(jnp.bfloat16), net.init(jax.random.key(0)))
+    x = jnp.ones((batch, inputs), jnp.bfloat16)
+    rows = {"bfloat16": row(_aot.program(on, net.forward, *_aot.abstract(on, (params, x))))}
+    for name, scheme in schemes.items():
+        q = quantize(net.forward, params, x, rules={"**": scheme})
         int_fn, int_params = convert(q, params, q.observe(params, q.init(), x), platform="tpu")
         rows[name] = row(_aot.program(on, int_fn, *_aot.abstract(on, (int_params, x))))
     return rows
@@ -70,9 +71,10 @@ def main() -> None:
     if reason := _aot.missing():
         raise SystemExit(reason)
     small = SimpleNamespace(init=partial(_mlp.init, widths=(256, 256, 10)), forward=_mlp.forward)
-    mlp = small if options.quick else _mlp
-    found = {"serving, MLP 10M, batch 16": serving(mlp, 16)}
+    mlp, inputs = (small, 256) if options.quick else (_mlp, 1024)
+    found = {"serving, MLP 10M, batch 16": serving(mlp, 16, inputs, SERVED)}
     if not options.quick:
+        found["serving, LeNet-5, batch 128"] = serving(_lenet5, 128, 784, {"w8a8 static": SERVED["w8a8 static"]})
         found["training, MLP 10M, batch 128"] = training(_mlp, (128, 1024))
         found["training, ViT 5M, batch 128"] = training(_vit, (128, 32, 32, 3))
     for title, rows in found.items():
@@ -102,6 +104,8 @@ def keys(found: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float]:
         "tpu_w4_bytes": least("w4"),
         "tpu_w4a8_bytes": least("w4a8 dynamic", "w4a8 static"),
     }
+    if each := found.get("serving, LeNet-5, batch 128"):
+        result["tpu_cnn_w8a8_bytes"] = each["w8a8 static"]["bytes"] / each["bfloat16"]["bytes"]
     for key, title in (("mlp", "training, MLP 10M, batch 128"), ("vit", "training, ViT 5M, batch 128")):
         if each := found.get(title):
             result[f"tpu_qat_{key}_bytes"] = each["w8a8"]["bytes"] / each["dense"]["bytes"]

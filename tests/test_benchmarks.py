@@ -33,6 +33,8 @@ KEYS = {
     "quantized_step": {"qat_mlp_step", "qat_vit_step", "qat_vit_memory", "qat_compile"},
     "integers": {"answers_that_differ"},
     "serving": {"w8a8_b16", "int4_b1", "w8only_b16", "mlp_int8_b128", "worst_vs_f32"},
+    "quantized_lenet5": {"lenet5_float_error", "lenet5_2_2_error"},
+    "binary_mlp": {"binary_mlp_float_error", "binary_mlp_binary_error"},
     "block_sparse": {"block90_b1", "block90_int8_b16"},
     "gptq": {"gptq_seconds"},
     "tpu_quantized": {"tpu_w8a8_bytes", "tpu_w8_bytes", "tpu_w4_bytes", "tpu_w4a8_bytes"},
@@ -40,7 +42,7 @@ KEYS = {
     "graph_time": {"graph_seconds_10", "graph_seconds_per_layer_growth"},
     "tpu_aot": {"tpu_step_bytes", "tpu_mask_vs_sort", "pod_memory", "pod_compile"},
 }
-NEEDS_DATA = ("pruning_methods", "density_error", "lottery")
+NEEDS_DATA = ("pruning_methods", "density_error", "lottery", "binary_mlp")
 
 
 def has_data() -> bool:
