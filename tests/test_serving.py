@@ -340,6 +340,7 @@ def pool_dtypes(fn, *args):
     return re.findall(r":(\w+)\[[\d,]*\] = reduce_(?:window_)?max", text)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("scheme", [INTEGERS[name] for name in ("static", "affine", "lsq", "lsq_plus")])
 @pytest.mark.parametrize("relu_behind", [False, True])
 @pytest.mark.parametrize(("window", "padding"), [((2, 2), "VALID"), ((3, 3), ((1, 1), (2, 1)))])
@@ -354,6 +355,16 @@ def test_pools_of_codes(scheme, relu_behind, window, padding):
     assert pool_dtypes(int_fn, int_params, x) == ["i8"]
     for inputs in (x, -2 * x):
         np.testing.assert_array_equal(int_fn(int_params, inputs), jax.jit(q)(params, ranges, inputs))
+
+
+def test_a_pool_of_padding_alone_is_the_lowest_code():
+    fn, x = pooled((2, 2), ((2, 0), (0, 2)), False), normal(3, 4, 4, 4, seed=1)
+    params = {"w": normal(3, 3, 4, 4), "b": normal(4, seed=2), "head": normal(36, 5, seed=3)}
+    q = quantize(fn, params, x, rules={"**": schemes.static(observers.minmax())})
+    ranges = jax.tree.map(lambda r: jnp.clip(r, -2.0, 2.0), q.observe(params, q.init(), x))
+    int_fn, int_params = convert(q, params, ranges)
+    assert pool_dtypes(int_fn, int_params, x) == ["i8"]
+    np.testing.assert_array_equal(int_fn(int_params, x), jax.jit(q)(params, ranges, x))
 
 
 def global_max(p, x):
