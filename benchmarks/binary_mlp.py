@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, two epochs")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--kinds", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--validation", action="store_true", help="score validation data, and do not train on them")
     parser.add_argument("--out", help="write the results as JSON")

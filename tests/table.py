@@ -11,7 +11,7 @@ import jaxopt_compress as jc
 from jaxopt_compress import grids, pruning
 from jaxopt_compress.grids import Integers
 from jaxopt_compress.pruning import magnitude, prune, taylor
-from jaxopt_compress.quantization import binary, dorefa, fake_quantize, fits, stochastic, ternary
+from jaxopt_compress.quantization import binary, dorefa, fake_quantize, fits, stochastic, ternary, trained_ternary
 
 
 class Row(NamedTuple):
@@ -22,11 +22,13 @@ class Row(NamedTuple):
       make: the transform.
       adds: whether its state holds sums, or a tanh, whose last bit depends on how the program is compiled; all other
         rows are held to every bit.
+      trains: whether it adds up slopes, of both signs, whose last bit depends even on whether the program is compiled.
     """
 
     name: str
     make: Callable[[], jc.ParamTransform]
     adds: bool = False
+    trains: bool = False
 
 
 def weights_of(t: jc.ParamTransform) -> jc.ParamTransform:
@@ -82,6 +84,12 @@ TABLE = [
     Row("binary_drawn", lambda: blocks_of(binary(key=KEY)), adds=True),
     Row("xnor", lambda: weights_of(binary()), adds=True),
     Row("ternary", lambda: weights_of(ternary()), adds=True),
+    Row(
+        "trained_ternary",
+        lambda: weights_of(trained_ternary(optax.scale(-(2.0**-10)))),
+        adds=True,
+        trains=True,
+    ),
     Row("dorefa", lambda: weights_of(dorefa(2)), adds=True),
     Row("stochastic", lambda: blocks_of(stochastic(4, KEY))),
     Row("int8_periodic", lambda: weights_of(jc.periodic(fake_quantize(8), every=3))),

@@ -103,9 +103,10 @@ def test_shape(row, dtype):
 def test_eager_equals_jit(row, dtype):
     t, init, apply, update, encode = jitted(row)
     p = params(dtype)
-    assert_same_bits(t.init(p), init(p))
+    same = partial(assert_same, row) if row.trains else assert_same_bits
+    same(t.init(p), init(p))
     state = fitted(t, p)
-    assert_same_bits(state, update(p, init(p), jnp.asarray(3)))
+    same(state, update(p, init(p), jnp.asarray(3)))
     assert_same_bits(t.apply(p, state), apply(p, state))
     assert_same_bits(t.encode(p, state), encode(p, state))
 
@@ -185,7 +186,8 @@ def test_vmap_equals_loop(row):
     apply = jitted(row)[2]
     for i, p in enumerate(models):
         state = state_of(row, p)
-        assert_same_bits(jax.tree.map(lambda x, i=i: x[i], together), (state, apply(p, state)))
+        same = partial(assert_same, row) if row.trains else assert_same_bits
+        same(jax.tree.map(lambda x, i=i: x[i], together), (state, apply(p, state)))
 
 
 @pytest.mark.sampled(8)

@@ -10,7 +10,7 @@ import pytest
 
 import jaxopt_compress as jc
 from jaxopt_compress.encoded import decode
-from jaxopt_compress.quantization import binary, dorefa, fake_quantize, stochastic, ternary
+from jaxopt_compress.quantization import binary, dorefa, fake_quantize, stochastic, ternary, trained_ternary
 from tests.products import normal
 
 apply_updates: Any = optax.apply_updates
@@ -72,6 +72,46 @@ def test_ternary(axes):
     np.testing.assert_allclose(slope(ternary(axes)), np.cos(normal(16, 6, seed=2)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("axes", [-1, ()])
+def test_trained_ternary(axes):
+    over = (0,) if axes == -1 else (0, 1)
+    limit = 0.2 * np.abs(NP).max(over, keepdims=True)
+    above, below = limit < NP, -limit > NP
+    up, down = (
+        np.sum(np.abs(NP) * side, over, keepdims=True) / side.sum(over, keepdims=True) for side in (above, below)
+    )
+
+    def levels(up, down):
+        step = np.maximum(up, down) / 127
+        return np.where(above, np.round(up / step) * step, np.where(below, -np.round(down / step) * step, 0))
+
+    t = trained_ternary(optax.sgd(0.01), axes, threshold=0.2)
+    np.testing.assert_allclose(seen(t), levels(up, down), rtol=1e-5)
+    outer = np.cos(normal(16, 6, seed=2)).astype(np.float64)
+    np.testing.assert_allclose(slope(t), outer * np.where(above, up, np.where(below, down, 1)), rtol=1e-5)
+    after = t.update(W, t.init(W), step=0, grads=jnp.asarray(slope(t)))
+    up = up - 0.01 * np.sum(outer * above, over, keepdims=True)
+    down = down + 0.01 * np.sum(outer * below, over, keepdims=True)
+    np.testing.assert_allclose(t.apply(W, after), levels(up, down), rtol=1e-4)
+
+
+def test_trained_ternary_of_zeros_and_without_gradients():
+    t = trained_ternary(optax.sgd(1.0))
+    zeros: Any = {"w": jnp.zeros((3, 2))}
+    after = t.update(zeros, t.init(zeros), step=0, grads={"w": jnp.ones((3, 2))})
+    np.testing.assert_array_equal(t.apply(zeros, after)["w"], 0)
+    with pytest.raises(ValueError, match="`trained_ternary`: `update` needs `grads`"):
+        t.update(zeros, t.init(zeros), step=0)
+
+
+def test_trained_levels_come_back_from_zero():
+    t, w = trained_ternary(optax.sgd(1.0)), jnp.array([1.0, -1.0])
+    gone = t.update(w, t.init(w), step=0, grads=jnp.array([9.0, 0.0]))
+    assert t.apply(w, gone).tolist() == [0, -1]
+    found = jax.grad(lambda w: -t.apply(w, gone)[0])(w)
+    assert t.apply(w, t.update(w, gone, step=1, grads=found)).tolist() == [1, -1]
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_dorefa(bits):
     squeezed, n = np.tanh(NP) / np.abs(np.tanh(NP)).max(), 2**bits - 1
@@ -129,8 +169,11 @@ def trained(t, steps=300) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "t",
-    [binary(), binary(scaled=False), ternary(), dorefa(2), stochastic(2, KEY), fake_quantize(2)],
-    ids=["xnor", "binary_connect", "ternary", "dorefa", "stochastic", "int2"],
+    [
+        *(binary(), binary(scaled=False), ternary(), trained_ternary(optax.sgd(1e-3, momentum=0.9)), dorefa(2)),
+        *(stochastic(2, KEY), fake_quantize(2)),
+    ],
+    ids=["xnor", "binary_connect", "ternary", "trained_ternary", "dorefa", "stochastic", "int2"],
 )
 def test_training_beats_rounding_afterwards(t):
     target, start = forward(TEACHER, DATA), TEACHER

@@ -19,3 +19,4 @@ from jaxopt_compress.quantization.quantize import quantize as quantize
 from jaxopt_compress.quantization.schemes import Scheme as Scheme
 from jaxopt_compress.quantization.serving import Served as Served
 from jaxopt_compress.quantization.serving import convert as convert
+from jaxopt_compress.quantization.trained_ternary import trained_ternary as trained_ternary
