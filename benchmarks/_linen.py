@@ -11,30 +11,32 @@ class Mlp(nn.Module):
     """784-2048-2048-2048-10, or other widths."""
 
     widths: tuple[int, ...] = (2048, 2048, 2048, 10)
+    dense: Any = nn.Dense
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for width in self.widths[:-1]:
-            x = nn.relu(nn.Dense(width)(x))
-        return nn.Dense(self.widths[-1])(x)
+            x = nn.relu(self.dense(width)(x))
+        return self.dense(self.widths[-1])(x)
 
 
 class Block(nn.Module):
     """A pre-norm layer of a transformer; attention is written out, so that every product is a module or an einsum."""
 
     heads: int
+    dense: Any = nn.Dense
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         h = nn.LayerNorm()(x)
         query, key, value = (
-            nn.Dense(width, name=name)(h).reshape(*h.shape[:2], self.heads, -1) for name in ("query", "key", "value")
+            self.dense(width, name=name)(h).reshape(*h.shape[:2], self.heads, -1) for name in ("query", "key", "value")
         )
         weights = nn.softmax(jnp.einsum("nqhd,nkhd->nhqk", query, key) * query.shape[-1] ** -0.5)
-        x = x + nn.Dense(width, name="out")(jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(h.shape))
-        h = nn.gelu(nn.Dense(4 * width, name="up")(nn.LayerNorm()(x)))
-        return x + nn.Dense(width, name="down")(h)
+        x = x + self.dense(width, name="out")(jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(h.shape))
+        h = nn.gelu(self.dense(4 * width, name="up")(nn.LayerNorm()(x)))
+        return x + self.dense(width, name="down")(h)
 
 
 class Vit(nn.Module):
@@ -43,14 +45,15 @@ class Vit(nn.Module):
     width: int = 384
     layers: int = 3
     heads: int = 6
+    dense: Any = nn.Dense
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Dense(self.width, name="patches")(x)
+        x = self.dense(self.width, name="patches")(x)
         x = x + self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         for i in range(self.layers):
-            x = Block(self.heads, name=f"layer_{i}")(x)
-        return nn.Dense(10, name="head")(nn.LayerNorm()(x).mean(1))
+            x = Block(self.heads, self.dense, name=f"layer_{i}")(x)
+        return self.dense(10, name="head")(nn.LayerNorm()(x).mean(1))
 
 
 class Residual(nn.Module):

@@ -2,16 +2,18 @@
 
 Weights and activations of all dense layers in 8 bits, ranges found as they come (w8a8, dynamic); the optimizer is Adam
 on float32 weights; donated state, interleaved runs, medians of ratios to the dense step. `int8 inside` multiplies
-integers forward and bfloat16 backward; `as floats` is the usual graph of rounded floats. qwix runs beside them if it is
-installed.
+integers forward and bfloat16 backward; `as floats` is the usual graph of rounded floats. qwix and AQT run beside them
+if they are installed.
 """
 
 import argparse
 import importlib.util
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,8 @@ def forwards(model: Any, variables: Any, x: jax.Array) -> dict[str, Callable]:
         found[name] = lambda params, x, q=q, ranges=ranges: q(params, ranges, x)
     if importlib.util.find_spec("qwix"):
         found["qwix"] = _qwix(model)
+    if importlib.util.find_spec("aqt"):
+        found["AQT"] = _aqt(model)
     return found
 
 
@@ -43,6 +47,15 @@ def _qwix(model: Any) -> Callable:
     rule = qwix.QtRule(module_path=".*", weight_qtype="int8", act_qtype="int8", op_names=("dot_general",))
     quantized = qwix.quantize_model(model, qwix.QtProvider([rule]))
     return lambda params, x: quantized.apply(params, x)
+
+
+def _aqt(model: Any) -> Callable:
+    from aqt.jax.v2 import config  # pyright: ignore[reportMissingImports]
+    from aqt.jax.v2.flax import aqt_flax  # pyright: ignore[reportMissingImports]
+
+    product = partial(aqt_flax.AqtDotGeneral, config.dot_general_make(8, 8))
+    quantized = model.clone(dense=partial(nn.Dense, dot_general_cls=product))
+    return lambda params, x: quantized.apply(params, x, rngs={"params": jax.random.key(0)})
 
 
 def step_of(forward: Callable) -> Callable:
