@@ -110,6 +110,7 @@ def test_verdicts(case):
     assert not set(case.pinned) & (exact | inexact), f"removable: {set(case.pinned) & (exact | inexact)}"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @EVERY_CASE
 def test_slices_that_only_read_stay_in_the_masked_function(case):

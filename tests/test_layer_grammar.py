@@ -141,7 +141,7 @@ def functions(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=15)
+@settings(max_examples=9)
 @given(functions(), st.integers(0, 2**16))
 def test_removed_is_masked(model, number):
     assert_removed_is_masked(model, number)

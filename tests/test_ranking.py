@@ -97,7 +97,7 @@ def cases(draw):
 
 @pytest.mark.slow
 @BY_CUT
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=15)
 @given(cases())
 def test_equals_a_stable_argsort(cut, case):
     agree(cut, *case)

@@ -40,6 +40,7 @@ def lost(q, rounded, params=PARAMS, ranges=None, x=OTHERS):
     return float(jnp.mean((fn(served, x) - wanted) ** 2) / jnp.mean(wanted**2))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3])
 def test_a_block_together_beats_layer_by_layer(bits):

@@ -340,7 +340,8 @@ def pool_dtypes(fn, *args):
     return re.findall(r":(\w+)\[[\d,]*\] = reduce_(?:window_)?max", text)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(4)
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [INTEGERS[name] for name in ("static", "affine", "lsq", "lsq_plus")])
 @pytest.mark.parametrize("relu_behind", [False, True])
 @pytest.mark.parametrize(("window", "padding"), [((2, 2), "VALID"), ((3, 3), ((1, 1), (2, 1)))])

@@ -1,6 +1,6 @@
 """Three levels of which the two outer ones are trained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -97,15 +97,14 @@ def trained_ternary(
         )
         return State(levels, inner)
 
-    def apply(params, state):
-        seen = {path: _seen(w, state.levels[path]) for path, w in tree.weights(params).items()}
-        return tree.replace(params, seen)
+    return ParamTransform(init, _over_weights(_seen), update, _over_weights(_stored))
 
-    def encode(params, state):
-        stored = {path: _stored(w, state.levels[path]) for path, w in tree.weights(params).items()}
-        return tree.replace(params, stored)
 
-    return ParamTransform(init, apply, update, encode)
+def _over_weights(fn: Callable[[jax.Array, Levels], Any]) -> Callable:
+    def over_tree(params, state):
+        return tree.replace(params, {path: fn(w, state.levels[path]) for path, w in tree.weights(params).items()})
+
+    return over_tree
 
 
 def _trained(levels: tree.Selection) -> dict[str, tuple[jax.Array, jax.Array]]:
