@@ -41,9 +41,11 @@ def test_codes_are_near_and_a_second_moment_stays(size, seed, scale):
         found = np.asarray(read(codes, largest), np.float64)
         whole = np.repeat(np.asarray(largest), size // shape[1], 1)
         np.testing.assert_allclose(found, value, rtol=0.02, atol=float(whole.max()) * 0.008 + 1e-37)
-        np.testing.assert_array_equal(encode(jnp.asarray(found, jnp.float32), largest), codes)
-        if dtype == jnp.uint8:
-            assert np.all((found > 0) == (np.asarray(value) > 0)) or scale < 1e-9  # float32 has no smaller numbers
+        if dtype == jnp.int8 or scale > 1e-9:  # squares of less are below the numbers of float32
+            np.testing.assert_array_equal(encode(jnp.asarray(found, jnp.float32), largest), codes)
+            np.testing.assert_array_equal(found != 0, codes != 0)
+        if dtype == jnp.uint8 and scale > 1e-9:
+            np.testing.assert_array_equal(found > 0, value > 0)
 
 
 def test_bytes():
