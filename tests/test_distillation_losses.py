@@ -94,6 +94,8 @@ def test_losses_against_loops(case):
     np.testing.assert_allclose(losses, case.naive(student, teacher), rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.sampled(2)
+@pytest.mark.slow
 @EVERY
 def test_slopes_against_differences(case):
     with jax.enable_x64(True):
@@ -115,6 +117,8 @@ def test_nothing_reaches_the_teacher(case):
     assert jax.grad(lambda s: jnp.sum(case.loss(s, teacher)))(student).any()
 
 
+@pytest.mark.sampled(2)
+@pytest.mark.slow
 @EVERY
 def test_the_least_loss_is_that_of_the_teacher_itself(case):
     student, teacher = inputs(case)
@@ -126,6 +130,8 @@ def test_the_least_loss_is_that_of_the_teacher_itself(case):
     assert np.abs(jax.grad(lambda s: jnp.sum(case.loss(s, teacher)))(teacher)).max() < 1e-3
 
 
+@pytest.mark.sampled(3)
+@pytest.mark.slow
 @EVERY
 def test_zeros_and_equal_examples_have_finite_slopes(case):
     student, teacher = inputs(case)
@@ -139,6 +145,8 @@ def test_zeros_and_equal_examples_have_finite_slopes(case):
         assert np.isfinite(value) and np.isfinite(slope).all()
 
 
+@pytest.mark.sampled(6)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @EVERY
 def test_narrow_features_are_compared_in_float32(case, dtype):
@@ -150,6 +158,8 @@ def test_narrow_features_are_compared_in_float32(case, dtype):
     assert jax.grad(lambda s: jnp.sum(case.loss(s, teacher)))(student).dtype == dtype
 
 
+@pytest.mark.sampled(3)
+@pytest.mark.slow
 @EVERY
 def test_batches_on_eight_devices(case):
     """The same losses and slopes with the batch sharded."""
@@ -162,12 +172,15 @@ def test_batches_on_eight_devices(case):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
 
 
+TRACED_JSD = jax.jit(lambda student, teacher, beta: d.jsd(student, teacher, beta=beta))
+
+
 @given(st.sampled_from([0.0, 1.0]) | st.floats(1e-3, 1 - 1e-3), st.integers(0, 100))
 def test_jsd_lies_between(beta, seed):
     student, teacher = inputs(CASES["jsd"], seed)
     found = np.asarray(d.jsd(student, teacher, beta=beta))
     np.testing.assert_allclose(found, naive.jsd(student, teacher, beta=beta), rtol=1e-3, atol=1e-5)
-    traced = jax.jit(lambda b: d.jsd(student, teacher, beta=b))(jnp.float32(beta))
+    traced = TRACED_JSD(student, teacher, jnp.float32(beta))
     np.testing.assert_allclose(traced, found, rtol=1e-4, atol=1e-6)
     swapped = d.jsd(teacher, student, beta=1 - beta)  # the roles of both change with beta
     np.testing.assert_allclose(found, swapped, rtol=1e-3, atol=1e-5)
