@@ -1,7 +1,34 @@
 """Distillation: losses between student and teacher, and combinators of loss functions."""
 
 from jaxopt_compress.distillation.combinators import with_teacher as with_teacher
+from jaxopt_compress.distillation.contrastive import Bank as Bank
+from jaxopt_compress.distillation.contrastive import bank as bank
+from jaxopt_compress.distillation.contrastive import crd as crd
+from jaxopt_compress.distillation.contrastive import remember as remember
+from jaxopt_compress.distillation.correlations import dist as dist
+from jaxopt_compress.distillation.decoupled import dkd as dkd
+from jaxopt_compress.distillation.divergences import jsd as jsd
+from jaxopt_compress.distillation.divergences import reverse_kl as reverse_kl
+from jaxopt_compress.distillation.features import attention_transfer as attention_transfer
+from jaxopt_compress.distillation.features import hcl as hcl
+from jaxopt_compress.distillation.features import hint as hint
+from jaxopt_compress.distillation.features import negative_mean as negative_mean
+from jaxopt_compress.distillation.features import nst as nst
+from jaxopt_compress.distillation.features import ofd as ofd
+from jaxopt_compress.distillation.features import spread_of as spread_of
+from jaxopt_compress.distillation.features import vid as vid
 from jaxopt_compress.distillation.logits import cross_entropy as cross_entropy
 from jaxopt_compress.distillation.logits import kd as kd
 from jaxopt_compress.distillation.logits import mix as mix
 from jaxopt_compress.distillation.logits import soft_targets as soft_targets
+from jaxopt_compress.distillation.logits import standardize as standardize
+from jaxopt_compress.distillation.relations import pkt as pkt
+from jaxopt_compress.distillation.relations import rkd_angle as rkd_angle
+from jaxopt_compress.distillation.relations import rkd_distance as rkd_distance
+from jaxopt_compress.distillation.relations import similarity_preserving as similarity_preserving
+from jaxopt_compress.distillation.tokens import in_chunks as in_chunks
+from jaxopt_compress.distillation.tokens import masked as masked
+from jaxopt_compress.distillation.tokens import token_mean as token_mean
+from jaxopt_compress.distillation.truncated import TopK as TopK
+from jaxopt_compress.distillation.truncated import top_k as top_k
+from jaxopt_compress.distillation.truncated import top_k_soft_targets as top_k_soft_targets

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxopt_compress.distillation.softened import kl, softened, wide
+
 
 def soft_targets(logits: jax.Array, teacher_logits: jax.Array, *, temperature: float | jax.Array) -> jax.Array:
     """Compute `T^2 * KL(teacher || student)` of the softened distributions (Hinton et al., 2015).
@@ -27,15 +29,8 @@ def soft_targets(logits: jax.Array, teacher_logits: jax.Array, *, temperature: f
       >>> soft_targets(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 2.0]]), temperature=4.0)
       Array([0.], dtype=float32)
     """
-    if logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"`soft_targets`: student and teacher logits have one shape; got {logits.shape} and {teacher_logits.shape}."
-        )
-    if isinstance(temperature, (int, float)) and not temperature > 0:
-        raise ValueError(f"`soft_targets`: `temperature` is positive; got {temperature}.")
-    student = jax.nn.log_softmax(_wide(logits) / temperature)
-    teacher = jax.nn.log_softmax(jax.lax.stop_gradient(_wide(teacher_logits)) / temperature)
-    return temperature**2 * jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+    both = softened("soft_targets", logits, teacher_logits, temperature)
+    return temperature**2 * kl(both.teacher, both.student)
 
 
 def kd(
@@ -75,7 +70,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
         raise ValueError(
             f"`cross_entropy`: labels are integers of shape {logits.shape[:-1]}; got {labels.dtype} of {labels.shape}."
         )
-    return optax.softmax_cross_entropy_with_integer_labels(_wide(logits), labels)
+    return optax.softmax_cross_entropy_with_integer_labels(wide(logits), labels)
 
 
 def mix(task: jax.Array, distilled: jax.Array, alpha: float | jax.Array) -> jax.Array:
@@ -86,5 +81,27 @@ def mix(task: jax.Array, distilled: jax.Array, alpha: float | jax.Array) -> jax.
     return (1 - alpha) * task + alpha * distilled
 
 
-def _wide(logits: jax.Array) -> jax.Array:
-    return logits if logits.dtype == jnp.float64 else logits.astype(jnp.float32)
+def standardize(logits: jax.Array) -> jax.Array:
+    """Give logits mean 0 and deviation 1 over classes, so that a student need not match the teacher's size of them.
+
+    `(z - mean(z)) / (std(z) + 1e-7)`, with `classes - 1` under the root as the authors' code has it; standardize both
+    before any other loss: `soft_targets(standardize(student), standardize(teacher), temperature=2.0)`.
+
+    Args:
+      logits: `(..., classes)`.
+
+    Returns:
+      The same shape, float32 or wider.
+
+    Raises:
+      ValueError: fewer than two classes.
+
+    Reference: Sun et al., "Logit standardization in knowledge distillation", 2024.
+    """
+    if logits.shape[-1] < 2:
+        raise ValueError(f"`standardize`: logits have two classes or more; got {logits.shape}.")
+    z = wide(logits)
+    z = z - jnp.mean(z, axis=-1, keepdims=True)
+    square = jnp.sum(z * z, axis=-1, keepdims=True) / (logits.shape[-1] - 1)
+    safe = jnp.where(square > 0, square, 1)  # equal logits have no slope, and not that of a root at 0
+    return z / (jnp.where(square > 0, jnp.sqrt(safe), 0) + 1e-7)
