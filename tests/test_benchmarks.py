@@ -35,6 +35,7 @@ KEYS = {
     "serving": {"w8a8_b16", "int4_b1", "w8only_b16", "mlp_int8_b128", "worst_vs_f32"},
     "quantized_lenet5": {"lenet5_float_error", "lenet5_2_2_error"},
     "binary_mlp": {"binary_mlp_float_error", "binary_mlp_binary_error"},
+    "distill_step": {"distill_step", "distill_cached_step", "kd_vocab_mib"},
     "block_sparse": {"block90_b1", "block90_int8_b16"},
     "gptq": {"gptq_seconds"},
     "tpu_quantized": {"tpu_w8a8_bytes", "tpu_w8_bytes", "tpu_w4_bytes", "tpu_w4a8_bytes"},
