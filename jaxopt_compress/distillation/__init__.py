@@ -22,10 +22,15 @@ from jaxopt_compress.distillation.logits import kd as kd
 from jaxopt_compress.distillation.logits import mix as mix
 from jaxopt_compress.distillation.logits import soft_targets as soft_targets
 from jaxopt_compress.distillation.logits import standardize as standardize
+from jaxopt_compress.distillation.momentum import DotState as DotState
+from jaxopt_compress.distillation.momentum import dot as dot
 from jaxopt_compress.distillation.relations import pkt as pkt
 from jaxopt_compress.distillation.relations import rkd_angle as rkd_angle
 from jaxopt_compress.distillation.relations import rkd_distance as rkd_distance
 from jaxopt_compress.distillation.relations import similarity_preserving as similarity_preserving
+from jaxopt_compress.distillation.terms import balanced as balanced
+from jaxopt_compress.distillation.terms import term_gradients as term_gradients
+from jaxopt_compress.distillation.terms import weighted as weighted
 from jaxopt_compress.distillation.tokens import in_chunks as in_chunks
 from jaxopt_compress.distillation.tokens import masked as masked
 from jaxopt_compress.distillation.tokens import token_mean as token_mean
