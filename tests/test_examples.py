@@ -71,7 +71,7 @@ LONG = [pytest.param(page, marks=pytest.mark.exhaustive) for page in ("pruning",
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["concepts", "optimizers", "shrinking", "tpu", *LONG])
+@pytest.mark.parametrize("page", ["concepts", "distillation", "optimizers", "shrinking", "tpu", *LONG])
 def test_pages_run(page, tmp_path, monkeypatch):
     names, blocks = {}, code_blocks(f"docs/{page}.md")
     assert blocks
