@@ -112,6 +112,7 @@ def test_codes_of_another_basis_are_refused():
     convert(q, WEIGHT, q.init(), found.weights)
 
 
+@pytest.mark.slow
 def test_a_rotation_beats_rounding_to_four_bits():
     errors = []
     for basis in (None, bases.hadamard(KEY)):

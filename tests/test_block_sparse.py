@@ -107,6 +107,7 @@ def test_integers_are_the_same_to_the_bit(zero_point):
     assert {leaf["values"].dtype.name for leaf in sparse.blocks.values()} == {"int8"}
 
 
+@pytest.mark.slow
 def test_pruned_by_the_library_saved_and_read_again(tmp_path):
     t = jc.select("up", jc.pruning.prune(jc.pruning.magnitude, 0.75, pattern=patterns.blocks(8, 4)))
     params = {**PARAMS, "up": jax.random.normal(KEYS[1], (32, 16))}

@@ -243,6 +243,7 @@ def test_stacked_slices_the_grads_and_nothing_else():
     assert same_bits(state["w"][1], alone["w"])
 
 
+@pytest.mark.slow
 def test_a_slice_of_a_stack_serves_inside_a_scan():
     t = jc.select("kernel", jc.chain(prune(magnitude, 0.5), fake_quantize(4)))
     state = fit(jc.stacked(t), LAYERS)

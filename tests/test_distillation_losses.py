@@ -110,6 +110,8 @@ def test_slopes_against_differences(case):
             np.testing.assert_allclose(jnp.sum(slope * along), (moved[0] - moved[1]) / 2e-6, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.sampled(2)
+@pytest.mark.slow
 @EVERY
 def test_nothing_reaches_the_teacher(case):
     student, teacher = inputs(case)
@@ -197,6 +199,7 @@ def test_dkd_is_kd_in_parts():
         )
 
 
+@pytest.mark.slow
 def test_what_is_kept_of_a_teacher():
     student, teacher = inputs(CASES["hint"]._replace(student=(8, 50), teacher=(8, 50)))
     whole = d.soft_targets(student, teacher, temperature=2.0)
@@ -234,6 +237,7 @@ def test_standardized_logits():
     assert np.isfinite(jax.grad(lambda s: jnp.sum(d.standardize(s) ** 2))(jnp.ones((2, 3)))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalizer", [None, (40.0, 55.0)])
 def test_contrast_against_loops(normalizer):
     student, teacher = normal(4, 6, seed=1), normal(4, 6, seed=2)
@@ -252,6 +256,7 @@ def test_contrast_against_loops(normalizer):
         np.testing.assert_array_equal(memory[1], old[1])
 
 
+@pytest.mark.slow
 def test_margins_of_normal_features():
     mean, deviation = jnp.array([0.5, -1.0, 9.0]), jnp.array([1.0, 2.0, 1.0])
     drawn = np.random.default_rng(0).normal(np.asarray(mean), np.asarray(deviation), (1_000_000, 3))

@@ -107,6 +107,7 @@ def test_exact_counts_and_one_compilation_over_a_schedule():
     assert update._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_static_masks_stay():
     t = jc.select(KERNELS, static(KEY, 0.75))
     state = t.init(PARAMS)

@@ -38,6 +38,7 @@ def test_binary():
     np.testing.assert_allclose(slope(binary()), np.cos(normal(16, 6, seed=2)), rtol=1e-6)  # also beyond the levels
 
 
+@pytest.mark.slow
 def test_binary_drawn():
     """Right on average between the levels; and drawn anew at every update."""
     w = jnp.broadcast_to(jnp.linspace(-1.5, 1.5, 7)[None], (20_000, 7))

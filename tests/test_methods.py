@@ -144,6 +144,7 @@ def test_surgery_prunes_below_a_band_and_restores_above_it():
     assert bool((seen != 0).all())  # at most all stay
 
 
+@pytest.mark.slow
 def test_ac_dc_goes_back_to_dense():
     phases = optax.join_schedules([optax.constant_schedule(s) for s in (0.0, 0.75, 0.0, 0.75)], [2, 4, 6])
     t = prune(magnitude, phases)

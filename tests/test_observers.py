@@ -69,6 +69,7 @@ def test_the_order_and_the_size_of_batches_do_not_matter(name):
         np.testing.assert_allclose(one, next(iter(found)), rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_full_bin_goes_on_counting():
     observer = EVERY["percentile"]
     state = observer.update(observer.init(), jnp.full((8,), 0.5))

@@ -76,6 +76,7 @@ def test_layers_of_one_shape_are_compiled_once():
     assert solved._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_n_of_m():
     found = pruning.sparsegpt(dense, WEIGHT, [INPUTS], kept_of=(2, 4))
     kept = np.asarray(found != 0).reshape(6, 4, 16).sum(1)
