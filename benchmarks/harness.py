@@ -4,8 +4,10 @@ import json
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -91,6 +93,14 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> N
     for row in rows:
         table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
     Console(width=max(Console().width, 116)).print(table)
+
+
+def saved(model: Any) -> tuple[Any, int]:
+    """Return what a file holds of a model, and its bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.jc"
+        size = jc.export.save(path, model)
+        return jc.export.load(path), size
 
 
 def rounded(keys: Mapping[str, float]) -> dict[str, float]:

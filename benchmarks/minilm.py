@@ -11,7 +11,6 @@ import fnmatch
 import importlib.util
 import inspect
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
@@ -22,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jaxopt_compress as jc
 from benchmarks import _peers, harness
 from jaxopt_compress.grids import Integers
 from jaxopt_compress.quantization import Scheme, Served, bases, convert, fits, quantize, schemes
@@ -222,11 +220,8 @@ def main() -> None:
     wanted, rows = embed(jax.jit(encode), params, ids, mask), {}
     for name in chosen:
         fn, int_params = variants[name]()
-        with tempfile.TemporaryDirectory() as at:
-            path = Path(at) / "model.jc"
-            jc.export.save(path, int_params._asdict())
-            size, again = path.stat().st_size, Served(**jc.export.load(path))
-        cosine = np.sum(embed(fn, again, ids, mask) * wanted, axis=1)
+        held, size = harness.saved(int_params._asdict())
+        cosine = np.sum(embed(fn, Served(**held), ids, mask) * wanted, axis=1)
         rows[name] = {"cosine": float(cosine.mean()), "least": float(cosine.min()), "bytes": size, "of": size / whole}
         print(name, rows[name], flush=True)
     cells = [

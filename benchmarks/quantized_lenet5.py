@@ -9,14 +9,11 @@ SR+DR 0.58, 0.66 and 1.03 % (Louizos et al., 2019). Dropout on the dense layers,
 """
 
 import argparse
-import tempfile
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import jax
 
-import jaxopt_compress as jc
 from benchmarks import _lenet, _lenet5, harness
 from benchmarks._lenet import Part
 from benchmarks._lenet5 import Recipe
@@ -53,24 +50,16 @@ def quantized(bits: int, params: Any, data: Part, recipe: Recipe, seed: int) -> 
     return convert(q, after["params"], ranges(after))
 
 
-def saved(model: Any) -> tuple[Any, int]:
-    """Return what a file holds of a model, and its bytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.jc"
-        jc.export.save(path, model)
-        return jc.export.load(path), path.stat().st_size
-
-
 def run(seed: int, data: Part, scored: Part, bits: tuple[int, ...], first: Recipe, quick: bool) -> dict[str, Any]:
     """Return errors and bytes of one seed."""
     params = _lenet5.train(_lenet5.forward, _lenet5.init(jax.random.key(seed)), data, first, seed)
-    params, size = saved(params)
+    params, size = harness.saved(params)
     row: dict[str, Any] = {"seed": seed, "float": {"error": error(_lenet5.forward, params, scored), "bytes": size}}
     longer = max(MORE.values())
     for width in bits:
         recipe = MORE[width]._replace(epochs=1) if quick else MORE[width]
         fn, served = quantized(width, params, data, recipe, seed + 100)
-        held, size = saved(served._asdict())
+        held, size = harness.saved(served._asdict())
         row[f"{width}/{width}"] = {"error": error(fn, Served(**held), scored), "bytes": size}
         print(seed, width, row[f"{width}/{width}"], row["float"], flush=True)
     if not quick:

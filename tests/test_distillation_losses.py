@@ -29,7 +29,6 @@ class Case(NamedTuple):
       student: the shape of its features.
       teacher: the shape of the teacher's.
       least: what it is where student and teacher are the same; None where that means nothing.
-      batched: whether an example's loss depends on the others.
     """
 
     loss: Callable
@@ -37,7 +36,6 @@ class Case(NamedTuple):
     student: tuple[int, ...] = (8, 5)
     teacher: tuple[int, ...] = (8, 5)
     least: float | None = 0.0
-    batched: bool = False
 
 
 def both(name: str, *more: Any, **options: Any) -> tuple[Callable, Callable]:
@@ -52,7 +50,7 @@ def top_k(s, t, k, temperature):
 
 PICTURES = {"student": (8, 5, 6, 3), "teacher": (8, 5, 6, 3)}
 WIDER = {"student": (8, 3, 2, 3), "teacher": (8, 3, 2, 4)}
-BATCH: dict[str, Any] = {"student": (8, 3), "teacher": (8, 2, 4), "least": None, "batched": True}
+BATCH: dict[str, Any] = {"student": (8, 3), "teacher": (8, 2, 4), "least": None}
 CASES = {
     "soft targets": Case(*both("soft_targets", temperature=3.0)),
     "reverse": Case(*both("reverse_kl", temperature=2.0)),
@@ -62,8 +60,8 @@ CASES = {
     "jsd, 1": Case(*both("jsd", beta=1.0)),
     "dkd": Case(*both("dkd", LABELS)),
     "dkd, other weights": Case(*both("dkd", LABELS, temperature=1.5, alpha=0.5, beta=2.0)),
-    "dist": Case(*both("dist"), batched=True),
-    "dist, weights": Case(*both("dist", temperature=4.0, beta=2.0, gamma=0.5), batched=True),
+    "dist": Case(*both("dist")),
+    "dist, weights": Case(*both("dist", temperature=4.0, beta=2.0, gamma=0.5)),
     "top 1": Case(partial(top_k, k=1, temperature=1.0), partial(naive.top_k_soft_targets, k=1)),
     "top 3": Case(partial(top_k, k=3, temperature=2.0), partial(naive.top_k_soft_targets, k=3, temperature=2.0)),
     "top all": Case(partial(top_k, k=5, temperature=1.0), partial(naive.top_k_soft_targets, k=5)),
@@ -316,8 +314,14 @@ FEATURES = jnp.zeros((4, 3, 2))
         (lambda: d.reverse_kl(FEATURES, FEATURES[:2]), "`reverse_kl`: student and teacher logits have one shape"),
         (lambda: d.jsd(FEATURES, FEATURES, temperature=0), "`jsd`: `temperature` is positive; got 0."),
         (lambda: d.jsd(FEATURES, FEATURES, beta=1.5), "`jsd`: `beta` is in [0, 1]; got 1.5."),
-        (lambda: d.dkd(FEATURES[0], FEATURES[0], jnp.zeros(3)), "`dkd`: two classes or more, and labels that are int"),
-        (lambda: d.dkd(FEATURES[..., :1], FEATURES[..., :1], jnp.zeros((4, 3), int)), "`dkd`: two classes or more"),
+        (
+            lambda: d.dkd(FEATURES[0], FEATURES[0], jnp.zeros(3)),
+            "`dkd`: labels are integers of shape (3,); got float32 of (3,).",
+        ),
+        (
+            lambda: d.dkd(FEATURES[..., :1], FEATURES[..., :1], jnp.zeros((4, 3), int)),
+            "`dkd`: logits have two classes or more",
+        ),
         (lambda: d.standardize(FEATURES[..., :1]), "`standardize`: logits have two classes or more"),
         (lambda: d.top_k(FEATURES, 3), "`top_k`: `k` is 1 to 2, the number of classes; got 3."),
         (lambda: d.top_k_soft_targets(FEATURES, d.top_k(FEATURES[0], 1)), "`top_k_soft_targets`: the teacher kept is"),

@@ -101,6 +101,8 @@ def test_trained_ternary_of_zeros_and_without_gradients():
     zeros: Any = {"w": jnp.zeros((3, 2))}
     after = t.update(zeros, t.init(zeros), step=0, grads={"w": jnp.ones((3, 2))})
     np.testing.assert_array_equal(t.apply(zeros, after)["w"], 0)
+    with pytest.raises(ValueError, match=r"`trained_ternary`: `threshold` is in \[0, 1\); got 1."):
+        trained_ternary(optax.sgd(1.0), threshold=1)
     with pytest.raises(ValueError, match="`trained_ternary`: `update` needs `grads`"):
         t.update(zeros, t.init(zeros), step=0)
 

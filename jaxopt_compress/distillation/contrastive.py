@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from jaxopt_compress.distillation.softened import alike, wide
+from jaxopt_compress.distillation.arrays import alike, unit, wide
 
 
 class Bank(NamedTuple):
@@ -25,7 +25,7 @@ class Bank(NamedTuple):
 
 def bank(key: jax.Array, examples: int, size: int) -> Bank:
     """Start a bank with random directions."""
-    student, teacher = (_unit(jax.random.normal(k, (examples, size))) for k in jax.random.split(key))
+    student, teacher = (unit(jax.random.normal(k, (examples, size)), -1) for k in jax.random.split(key))
     return Bank(student, teacher, jnp.zeros(2))
 
 
@@ -70,7 +70,7 @@ def crd(
         )
     rows, count = jnp.concatenate([examples[:, None], negatives], axis=1), held.student.shape[0]
     pairs = ((student, held.teacher), (teacher, held.student))
-    scores = [_scores(_unit(wide(a)), stop_gradient(memory)[rows], temperature) for a, memory in pairs]
+    scores = [_scores(unit(wide(a), -1), stop_gradient(memory)[rows], temperature) for a, memory in pairs]
     means = jnp.stack([stop_gradient(jnp.mean(score)) * count for score in scores])
     normalizer = jnp.where(held.normalizer > 0, held.normalizer, means)
     losses = [_noise_contrast(score / z, negatives.shape[1] / count) for score, z in zip(scores, normalizer)]
@@ -81,8 +81,8 @@ def remember(held: Bank, student: jax.Array, teacher: jax.Array, examples: jax.A
     """Move the rows of these examples towards their new embeddings, `momentum` of the old ones staying."""
 
     def moved(memory: jax.Array, new: jax.Array) -> jax.Array:
-        row = momentum * memory[examples] + (1 - momentum) * _unit(stop_gradient(wide(new)))
-        return memory.at[examples].set(_unit(row).astype(memory.dtype))
+        row = momentum * memory[examples] + (1 - momentum) * unit(stop_gradient(wide(new)), -1)
+        return memory.at[examples].set(unit(row, -1).astype(memory.dtype))
 
     return held._replace(student=moved(held.student, student), teacher=moved(held.teacher, teacher))
 
@@ -95,8 +95,3 @@ def _noise_contrast(score: jax.Array, noise: float) -> jax.Array:
     """Return the loss of an example whose own score stands first."""
     own, others = score[:, 0], score[:, 1:]
     return jnp.log1p(noise / own) + jnp.sum(jnp.log1p(others / noise), axis=1)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
-    return jnp.where(square > 0, x / jnp.sqrt(jnp.where(square > 0, square, 1)), 0)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.distillation.arrays import labelled
 from jaxopt_compress.distillation.softened import kl, softened
 
 
@@ -39,11 +40,9 @@ def dkd(
     """
     both = softened("dkd", logits, teacher_logits, temperature)
     classes = logits.shape[-1]
-    if classes < 2 or labels.shape != logits.shape[:-1] or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(
-            f"`dkd`: two classes or more, and labels that are integers of shape {logits.shape[:-1]}; got {classes} "
-            f"classes and {labels.dtype} of {labels.shape}."
-        )
+    labelled("dkd", logits, labels)
+    if classes < 2:
+        raise ValueError(f"`dkd`: logits have two classes or more; got {logits.shape}.")
     target = jax.nn.one_hot(labels, classes, dtype=bool)
     student, teacher = (_parts(log_p, target) for log_p in both)
     return temperature**2 * (alpha * kl(teacher[0], student[0]) + beta * kl(teacher[1], student[1]))

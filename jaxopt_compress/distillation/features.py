@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
 
-from jaxopt_compress.distillation.softened import alike, wide
+from jaxopt_compress.distillation.arrays import alike, unit, wide
 
 LEVELS = (4, 2, 1)  # of the pyramid
 
@@ -54,7 +54,7 @@ def attention_transfer(student: jax.Array, teacher: jax.Array, *, power: int = 2
     Reference: Zagoruyko & Komodakis, "Paying more attention to attention", 2017.
     """
     _positions("attention_transfer", student, teacher)
-    maps = [_unit(_flat(jnp.mean(wide(f) ** power, axis=-1)), -1) for f in (student, stop_gradient(teacher))]
+    maps = [unit(_flat(jnp.mean(wide(f) ** power, axis=-1)), -1) for f in (student, stop_gradient(teacher))]
     return _mean((maps[0] - maps[1]) ** 2)
 
 
@@ -76,7 +76,7 @@ def nst(student: jax.Array, teacher: jax.Array) -> jax.Array:
     Reference: Huang & Wang, "Like what you like: knowledge distill via neuron selectivity transfer", 2017.
     """
     _positions("nst", student, teacher)
-    s, t = (_unit(wide(f).reshape(f.shape[0], -1, f.shape[-1]), 1) for f in (student, stop_gradient(teacher)))
+    s, t = (unit(wide(f).reshape(f.shape[0], -1, f.shape[-1]), 1) for f in (student, stop_gradient(teacher)))
 
     def kernel(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.mean(jnp.einsum("npc,npd->ncd", a, b, precision="highest") ** 2, axis=(1, 2))
@@ -205,12 +205,6 @@ def _positions(call: str, student: jax.Array, teacher: jax.Array) -> None:
             f"`{call}`: features are (examples, positions ..., channels), of one shape but for the channels; got "
             f"{student.shape} and {teacher.shape}."
         )
-
-
-def _unit(x: jax.Array, axis: int) -> jax.Array:
-    """Scale to length 1; zeros stay zeros, without a slope."""
-    square = jnp.sum(x * x, axis=axis, keepdims=True)
-    return jnp.where(square > 0, x / jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
 def _flat(x: jax.Array) -> jax.Array:

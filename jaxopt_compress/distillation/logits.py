@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxopt_compress.distillation.softened import kl, softened, wide
+from jaxopt_compress.distillation.arrays import labelled, wide
+from jaxopt_compress.distillation.softened import kl, softened
 
 
 def soft_targets(logits: jax.Array, teacher_logits: jax.Array, *, temperature: float | jax.Array) -> jax.Array:
@@ -66,10 +67,7 @@ def kd(
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Compute the cross-entropy with integer labels, one number an example, in float32 or wider."""
-    if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"`cross_entropy`: labels are integers of shape {logits.shape[:-1]}; got {labels.dtype} of {labels.shape}."
-        )
+    labelled("cross_entropy", logits, labels)
     return optax.softmax_cross_entropy_with_integer_labels(wide(logits), labels)
 
 

@@ -10,7 +10,7 @@ import optax
 from jax.lax import stop_gradient
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxopt_compress.distillation.softened import wide
+from jaxopt_compress.distillation.arrays import unit, wide
 
 
 def rkd_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -30,7 +30,7 @@ def rkd_distance(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
     Reference: Park et al., "Relational knowledge distillation", 2019.
     """
-    s, t = (_distances(x) for x in _batches("rkd_distance", student, teacher))
+    s, t = (_distances(*_from_center(x)) for x in _batches("rkd_distance", student, teacher))
     return jnp.mean(optax.huber_loss(_over_mean(s), _over_mean(t)), axis=1)
 
 
@@ -71,7 +71,7 @@ def similarity_preserving(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
     Reference: Tung & Mori, "Similarity-preserving knowledge distillation", 2019.
     """
-    s, t = (_unit_rows(_gram(x)) for x in _batches("similarity_preserving", student, teacher))
+    s, t = (unit(_gram(x), 1) for x in _batches("similarity_preserving", student, teacher))
     return jnp.mean((s - t) ** 2, axis=1)
 
 
@@ -128,12 +128,11 @@ def _root(square: jax.Array) -> jax.Array:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
 
 
-def _distances(x: jax.Array) -> jax.Array:
-    gram, sizes = _from_center(x)
+def _distances(gram: jax.Array, sizes: jax.Array) -> jax.Array:
     both = sizes[:, None] + _everywhere(sizes)[None]
     square = both - 2 * gram
-    least = 8 * jnp.finfo(x.dtype).eps * both  # below it, it is what rounding has left
-    return _root(jnp.where((square > least) & ~jnp.eye(len(x), dtype=bool), square, 0))
+    least = 8 * jnp.finfo(gram.dtype).eps * both  # below it, it is what rounding has left
+    return _root(jnp.where((square > least) & ~jnp.eye(len(gram), dtype=bool), square, 0))
 
 
 def _over_mean(distances: jax.Array) -> jax.Array:
@@ -143,17 +142,13 @@ def _over_mean(distances: jax.Array) -> jax.Array:
 
 
 def _cosines(x: jax.Array) -> jax.Array:
-    (gram, sizes), distances = _from_center(x), _distances(x)
+    gram, sizes = _from_center(x)
+    distances = _distances(gram, sizes)
     inner = _everywhere(gram)[None] - gram[:, :, None] - gram[:, None, :] + sizes[:, None, None]
     lengths = distances[:, :, None] * distances[:, None, :]
     return jnp.where(lengths > 0, inner / jnp.where(lengths > 0, lengths, 1), 0)
 
 
-def _unit_rows(x: jax.Array) -> jax.Array:
-    size = _root(jnp.sum(x * x, axis=1, keepdims=True))
-    return jnp.where(size > 0, x / jnp.where(size > 0, size, 1), 0)
-
-
 def _picked(x: jax.Array) -> jax.Array:
-    near = (_gram(_unit_rows(x)) + 1) / 2
+    near = (_gram(unit(x, 1)) + 1) / 2
     return near / jnp.sum(near, axis=1, keepdims=True)

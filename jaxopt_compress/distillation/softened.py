@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxopt_compress.distillation.arrays import alike, positive, wide
+
 
 class Softened(NamedTuple):
     """Logarithms of the distributions `softmax(logits / temperature)`.
@@ -38,22 +40,3 @@ def kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     there = p > 0
     gap = jnp.where(there, log_p, 0) - jnp.where(there, log_q, 0)
     return jnp.sum(jnp.where(there, p, 0) * gap, axis=-1)
-
-
-def alike(call: str, student: jax.Array, teacher: jax.Array, what: str) -> None:
-    """Refuse arrays of different shapes."""
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"`{call}`: student and teacher {what} have one shape; got {student.shape} and {teacher.shape}."
-        )
-
-
-def positive(call: str, name: str, number: float | jax.Array) -> None:
-    """Refuse a number, known when traced, that is not positive."""
-    if isinstance(number, (int, float)) and not number > 0:
-        raise ValueError(f"`{call}`: `{name}` is positive; got {number}.")
-
-
-def wide(x: jax.Array) -> jax.Array:
-    """Return float32, and float64 for float64."""
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)

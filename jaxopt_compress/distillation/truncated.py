@@ -5,7 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxopt_compress.distillation.softened import kl, positive, wide
+from jaxopt_compress.distillation.arrays import positive, wide
+from jaxopt_compress.distillation.softened import kl
 
 
 class TopK(NamedTuple):

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_compress.graph.program import Op, Program, Value, bind, constant
-from jaxopt_compress.graph.sites import Site
+from jaxopt_compress.graph.sites import MOVES, Site
 
 MAXIMA = ("reduce_window_max", "reduce_max")
-MOVES = ("reshape", "transpose", "squeeze", "expand_dims", "slice", "rev", "copy")
+RISING = {*MAXIMA, *MOVES} - {"convert_element_type"}  # a cast of floats is none of codes
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ def _run(op: Op, x: jax.Array, codes: Codes) -> jax.Array:
     if _is_relu(op):
         return jnp.maximum(x, jnp.asarray(codes.zero, x.dtype))
     found = bind(op, [x])[0]
-    # The maximum of padding alone is the smallest number of the type, which need not be a code.
-    return (
-        jnp.maximum(found, jnp.asarray(codes.lowest, x.dtype)) if any(map(any, op.params.get("padding", ()))) else found
-    )
+    if any(map(any, op.params.get("padding", ()))):
+        # The maximum of padding alone is the smallest number of the type, which need not be a code.
+        found = jnp.maximum(found, jnp.asarray(codes.lowest, x.dtype))
+    return found
 
 
 def _uses(program: Program) -> dict[Value, list[tuple[Op | None, int]]]:
@@ -96,7 +96,7 @@ def _followed(start: Op, uses: Mapping[Value, Any], sites: Mapping[Op, Site]) ->
         for op, place in uses.get(left.pop().outs[0], ()):
             if op in sites:
                 users.append((sites[op], place))
-            elif op is not None and (op.name in (*MOVES, *MAXIMA) or _is_relu(op)):
+            elif op is not None and (op.name in RISING or _is_relu(op)):
                 behind.append(op)
                 left.append(op)
             else:

@@ -60,10 +60,10 @@ def trained_ternary(
       optimizer: of the levels, such as `optax.adam(1e-3)`.
       channel_axes: the axes that keep levels of their own, as for `fake_quantize`; one pair a leaf by default, as the
         authors have it.
-      threshold: of the largest weight.
+      threshold: of the largest weight, in [0, 1).
 
     Raises:
-      ValueError: (from `update`) `grads` is missing; `attach` gives it.
+      ValueError: the threshold is out of range; (from `update`) `grads` is missing; `attach` gives it.
 
     Example:
       >>> t = trained_ternary(optax.sgd(1.0))
@@ -73,6 +73,8 @@ def trained_ternary(
 
     Reference: Zhu et al., "Trained ternary quantization", 2017.
     """
+    if not 0 <= threshold < 1:
+        raise ValueError(f"`trained_ternary`: `threshold` is in [0, 1); got {threshold}.")
     axes = (channel_axes,) if isinstance(channel_axes, int) else tuple(channel_axes)
 
     def init(params):

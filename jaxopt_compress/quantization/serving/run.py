@@ -46,21 +46,21 @@ def product_of(site: Site, args: Sequence[jax.Array], scheme: Scheme, state: Any
 
 def codes_of(site: Site, side: int, scheme: Scheme, state: Any) -> Codes | None:
     """Return how an operand is rounded that can be given in codes: by one static scale, for a product of integers."""
-    how, grid = product(site), scheme.activation
-    if side == site.weight or scheme.static is None or not isinstance(grid, Integers) or "basis" in state:
+    grid = scheme.activation
+    if scheme.static is None or not isinstance(grid, Integers) or "basis" in state:
         return None
-    if site.weight is None or scheme.weight is None:
+    if site.weight in (None, side) or scheme.weight is None:
         return None
     affine = Affine(state[str(side)]["scale"], state[str(side)].get("zero_point"))
-    if not _takes_codes(
-        how, site, state["weight"], Rounding(grid, operands.spread(affine, len(site.shapes[side])), True)
-    ):
+    spread = Rounding(grid, operands.spread(affine, len(site.shapes[side])), clips=True)
+    if not _takes_codes(site, state["weight"], spread):
         return None
     of = lambda x: numerics.codes(x, operands.spread(affine, x.ndim), grid)  # noqa: E731
     return Codes(of, 0 if affine.zero_point is None else affine.zero_point, grid.lowest)
 
 
-def _takes_codes(how: Dot | Conv, site: Site, weight: Quantized, rounding: Rounding) -> bool:
+def _takes_codes(site: Site, weight: Quantized, rounding: Rounding) -> bool:
+    how = product(site)
     if isinstance(how, Conv):
         return fits_integers(how, rounding, Rounding(weight.grid, Affine(weight.scale, weight.zero_point), clips=False))
     return _in_integers(how, site.weight or 0, weight, rounding)
