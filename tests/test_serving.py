@@ -382,6 +382,10 @@ def also_returned(p, x):
     return x @ p["head"], x
 
 
+def cast(p, x):
+    return jnp.max(x @ p["w"], axis=1).astype(jnp.bfloat16) @ p["head"].astype(jnp.bfloat16)
+
+
 def shifted(p, x):
     return (jnp.max(x @ p["w"], axis=1) + 1) @ p["head"]
 
@@ -395,6 +399,7 @@ def shifted(p, x):
         (two_readers, {"other": None, "**": AFFINE}, "f32"),
         (also_returned, {"**": AFFINE}, "f32"),
         (shifted, {"**": AFFINE}, "f32"),
+        (cast, {"**": AFFINE}, "f32"),  # rounds twice
         (global_max, {"**": Scheme()}, "f32"),  # a range for each row
         (global_max, {"**": Scheme(static=observers.minmax(), group_size=2)}, "f32"),  # multiplied as floats
         (global_max, {"**": Scheme(static=observers.minmax(), basis=jc.quantization.bases.diagonal())}, "f32"),
