@@ -37,3 +37,6 @@ from jaxopt_compress.distillation.tokens import token_mean as token_mean
 from jaxopt_compress.distillation.truncated import TopK as TopK
 from jaxopt_compress.distillation.truncated import top_k as top_k
 from jaxopt_compress.distillation.truncated import top_k_soft_targets as top_k_soft_targets
+from jaxopt_compress.graph import Tapped as Tapped
+from jaxopt_compress.graph import tap as tap
+from jaxopt_compress.graph import taps as taps

@@ -17,6 +17,9 @@ from jaxopt_compress.graph.rewriting import survey as survey
 from jaxopt_compress.graph.sites import Site as Site
 from jaxopt_compress.graph.sites import sites as sites
 from jaxopt_compress.graph.sites import sites_of as sites_of
+from jaxopt_compress.graph.tapping import Tapped as Tapped
+from jaxopt_compress.graph.tapping import tap as tap
+from jaxopt_compress.graph.tapping import taps as taps
 from jaxopt_compress.graph.trace import Graph as Graph
 from jaxopt_compress.graph.trace import struct as struct
 from jaxopt_compress.graph.trace import trace as trace

@@ -72,6 +72,7 @@ class Op:
       outs: what comes out.
       bodies: the inner programs of control flow, with input values of their own.
       around: the user's line of the call that it was inlined from.
+      scope: the `jax.named_scope`s that it stands in, the outermost first; modules of Linen open one each.
     """
 
     eqn: jex.JaxprEqn
@@ -79,6 +80,7 @@ class Op:
     outs: list[Value]
     bodies: list["Program"]
     around: str = ""
+    scope: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -159,7 +161,14 @@ def _line(eqn: jex.JaxprEqn) -> str:
     return source_info_util.summarize(eqn.source_info)
 
 
-def _read(jaxpr: jex.Jaxpr, consts: Sequence[Any], ins: list[Value], around: str = "") -> Program:
+def _scope(eqn: jex.JaxprEqn) -> tuple[str, ...]:
+    """Return the scopes around an equation, without the transformations that they went through."""
+    return tuple(each.name for each in eqn.source_info.name_stack.stack if type(each).__name__ == "Scope")
+
+
+def _read(
+    jaxpr: jex.Jaxpr, consts: Sequence[Any], ins: list[Value], around: str = "", scope: tuple[str, ...] = ()
+) -> Program:
     env: dict[Any, Value] = dict(zip(jaxpr.invars, ins, strict=True))
     env.update((var, Value(var.aval, const=const)) for var, const in zip(jaxpr.constvars, consts, strict=True))
     ops: list[Op] = []
@@ -167,11 +176,11 @@ def _read(jaxpr: jex.Jaxpr, consts: Sequence[Any], ins: list[Value], around: str
         args = [_value(env, var) for var in eqn.invars]
         if eqn.primitive.name in INLINED:
             inner = _inner(eqn)
-            part = _read(inner.jaxpr, inner.consts, args, _line(eqn) or around)
+            part = _read(inner.jaxpr, inner.consts, args, _line(eqn) or around, scope + _scope(eqn))
             ops += part.ops
             env.update(zip(eqn.outvars, part.outs, strict=True))
         else:
-            ops.append(_operation(eqn, args, env, around))
+            ops.append(_operation(eqn, args, env, around, scope + _scope(eqn)))
     outs = [_value(env, var) for var in jaxpr.outvars]
     return Program(ins, outs, _live(ops, outs))
 
@@ -202,9 +211,9 @@ def closed(jaxpr: Any) -> jex.ClosedJaxpr:
     return jaxpr if isinstance(jaxpr, jex.ClosedJaxpr) else jex.ClosedJaxpr(jaxpr, ())
 
 
-def _operation(eqn: jex.JaxprEqn, args: list[Value], env: dict[Any, Value], around: str) -> Op:
+def _operation(eqn: jex.JaxprEqn, args: list[Value], env: dict[Any, Value], around: str, scope: tuple[str, ...]) -> Op:
     varies = any(arg.varies for arg in args)
-    op = Op(eqn, args, [], [], around)
+    op = Op(eqn, args, [], [], around, scope)
     for slot, var in enumerate(eqn.outvars):
         op.outs.append(Value(var.aval, op=op, slot=slot, varies=varies))
         env[var] = op.outs[-1]
@@ -224,7 +233,7 @@ def _body(inner: jex.ClosedJaxpr, op: Op) -> Program:
         Value(var.aval, varies=any_ if place in carried else flag)
         for place, (var, flag) in enumerate(zip(inner.jaxpr.invars, varies, strict=True))
     ]
-    return _read(inner.jaxpr, inner.consts, ins, op.source)
+    return _read(inner.jaxpr, inner.consts, ins, op.source, op.scope)
 
 
 def entering(op: Op, number: int) -> list[Value]:

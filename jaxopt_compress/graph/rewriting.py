@@ -18,7 +18,10 @@ from jaxopt_compress.graph.program import Op, Program, Value, bind, closed, prog
 from jaxopt_compress.graph.sites import Site, sites_of
 
 States = dict[str, Any]
+Find = Callable[[Program, Sequence[str]], Sequence[Site]]
+Watched = Callable[[Program, Sequence[str]], Mapping[Site, Any]]
 Replace = Callable[[Site, Sequence[Any], Any], tuple[Sequence[Any], Any]]
+Read = Callable[[Site, Sequence[Any], Sequence[Any]], Any]
 Rounds = Callable[[Early, States], Codes | None]
 
 
@@ -34,13 +37,31 @@ def survey(fn: Callable, names: Iterable[str], read: Callable[[Site, Sequence[An
       `run(params, blank, *inputs) -> states`, by name; `blank` holds arrays like those that are read, with the axes
       `site.stacked` in front.
     """
-
-    def replace(site: Site, args: Sequence[Any], state: Any) -> tuple[Sequence[Any], Any]:
-        del state
-        return bind(site.op, args), read(site, args)
-
-    run = _rewriter(fn, names, replace, True, EVERYWHERE)
+    run = _rewriter(fn, _named(names), read=lambda site, args, outs: read(site, args), learns=True, runs=EVERYWHERE)
     return lambda params, blank, *inputs: run(params, blank, *inputs)[1]
+
+
+def watch(fn: Callable, find: Watched, read: Read) -> Callable:
+    """Return a function that runs `fn` as it stands, and returns beside its outputs what is read on the way.
+
+    Args:
+      fn: `fn(params, *inputs)`, pure.
+      find: `(program, paths of the parameters) -> {site: blank}`, operations of any kind that `rewrite` can get at, and
+        arrays like those that are read there, with the axes `site.stacked` in front.
+      read: `(site, arguments, results) -> arrays`.
+
+    Returns:
+      `run(params, *inputs) -> (outputs, states)`, with what was read by the names of sites.
+    """
+
+    def run(params: Any, *inputs: Any) -> tuple[Any, States]:
+        whole, paths, args, shapes = _traced(fn, params, inputs)
+        blank = find(whole, paths)
+        watching = _Rewriting(tuple(blank), read=read, learns=True)
+        outs, after = watching.run(whole, args, {site.name: arrays for site, arrays in blank.items()})
+        return jax.tree.unflatten(shapes, outs), after
+
+    return run
 
 
 def rewrite(
@@ -67,27 +88,37 @@ def rewrite(
       ValueError: (from the result) a site that the function does not have, or one in a function with a derivative of
         its own, or in another primitive whose inside cannot be rewritten.
     """
-    return _rewriter(fn, names, replace, learns, TURNS, rounds)
+    return _rewriter(fn, _named(names), replace=replace, learns=learns, rounds=rounds)
 
 
-def _rewriter(
-    fn: Callable, names: Iterable[str], replace: Replace, learns: bool, runs: Mapping, rounds: Rounds | None = None
-) -> Callable:
+def _named(names: Iterable[str]) -> Find:
     names = tuple(names)
 
-    def run(params: Any, states: States, *inputs: Any) -> tuple[Any, States]:
-        jaxpr, shapes = jax.make_jaxpr(fn, return_shape=True)(params, *inputs)
-        leaves = tree.leaves(params)
-        whole = program(jaxpr, len(leaves))
-        found = {site.name: site for site in sites_of(whole, tuple(leaves))}
+    def find(whole: Program, paths: Sequence[str]) -> list[Site]:
+        found = {site.name: site for site in sites_of(whole, paths)}
         absent = [name for name in names if name not in found]
         if absent:
             raise ValueError(f"`graph.rewrite`: {absent[0]!r} is no site of this function; it has {list(found)}.")
-        rewriting = _Rewriting([found[name] for name in names], replace, runs, learns, rounds)
-        outs, after = rewriting.run(whole, [*leaves.values(), *jax.tree.leaves(inputs)], states)
-        return jax.tree.unflatten(jax.tree.structure(shapes), outs), after
+        return [found[name] for name in names]
+
+    return find
+
+
+def _rewriter(fn: Callable, find: Find, **how: Any) -> Callable:
+    def run(params: Any, states: States, *inputs: Any) -> tuple[Any, States]:
+        whole, paths, args, shapes = _traced(fn, params, inputs)
+        outs, after = _Rewriting(find(whole, paths), **how).run(whole, args, states)
+        return jax.tree.unflatten(shapes, outs), after
 
     return run
+
+
+def _traced(fn: Callable, params: Any, inputs: Any) -> tuple[Program, tuple[str, ...], list[Any], Any]:
+    """Return the program, the paths of its parameters, all arguments, and the structure of what it returns."""
+    jaxpr, shapes = jax.make_jaxpr(fn, return_shape=True)(params, *inputs)
+    leaves = tree.leaves(params)
+    args = [*leaves.values(), *jax.tree.leaves(inputs)]
+    return program(jaxpr, len(leaves)), tuple(leaves), args, jax.tree.structure(shapes)
 
 
 @dataclass(eq=False)
@@ -95,18 +126,20 @@ class _Rewriting:
     """What is replaced, and by what.
 
     Attributes:
-      sites: the operations to replace.
-      replace: `(site, arguments, state) -> (results, state)`.
-      runs: how operations with bodies are run.
+      sites: the operations to replace, or to read at.
+      replace: `(site, arguments, state) -> (results, state)`; None to run them as they stand.
+      read: then `(site, arguments, results) -> state`.
       learns: whether states change; where they do not, loops do not carry them.
       rounds: how what stands in front of sites is rounded already.
+      runs: how operations with bodies are run; `TURNS` if it is None.
     """
 
     sites: Sequence[Site]
-    replace: Replace
-    runs: Mapping[str, Callable]
+    replace: Replace | None = None
+    read: Read | None = None
     learns: bool = False
     rounds: Rounds | None = None
+    runs: Mapping[str, Callable] | None = None
     _held: dict[Op, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
@@ -142,18 +175,25 @@ class _Rewriting:
         return found
 
     def _step(self, op: Op, args: Sequence[Any], states: States) -> tuple[Sequence[Any], States]:
-        if op in self.by_op:
-            site = self.by_op[op]
+        site = self.by_op.get(op)
+        if site is not None and self.replace is not None:
             found, new = self.replace(site, args, states.get(site.name))
             return found, {site.name: new} if self.learns else {}
+        found, states = self._as_it_stands(op, args, states)
+        if site is not None and self.read is not None:
+            states = {**states, site.name: self.read(site, args, found)}
+        return found, states
+
+    def _as_it_stands(self, op: Op, args: Sequence[Any], states: States) -> tuple[Sequence[Any], States]:
         held = self._inside(op)
         if not held:
             return bind(op, args), {}
-        if op.name not in self.runs:
+        runs = TURNS if self.runs is None else self.runs
+        if op.name not in runs:
             raise ValueError(
                 f"`graph.rewrite`: {held[0]!r} stands in `{op.name}` ({op.source}), whose inside cannot be rewritten."
             )
-        return self.runs[op.name](self, op, args, {name: states[name] for name in held if name in states})
+        return runs[op.name](self, op, args, {name: states[name] for name in held if name in states})
 
     def _inside(self, op: Op) -> tuple[str, ...]:
         """Return the names of the sites in the bodies of an operation."""

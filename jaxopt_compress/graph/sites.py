@@ -71,7 +71,7 @@ def sites_of(whole: Program, paths: Sequence[str]) -> tuple[Site, ...]:
     sizes = {place: value.aval.size for place, value in enumerate(whole.ins[: len(paths)])}
     owners: Owners = {value: frozenset([place]) for place, value in enumerate(whole.ins[: len(paths)])}
     found, counts, plain = [], dict[str, int](), set(owners)
-    for op, loops, around in _walk(whole, owners, plain):
+    for op, loops, around in walk(whole, owners, plain):
         weights = [side for side, value in enumerate(op.ins[:2]) if owners.get(value) and not value.varies]
         if op.name not in (*CONTRACTIONS, "gather") or not any(value.varies for value in op.ins):
             continue
@@ -87,7 +87,7 @@ def sites_of(whole: Program, paths: Sequence[str]) -> tuple[Site, ...]:
     return tuple(found)
 
 
-def _walk(
+def walk(
     program: Program, owners: Owners, plain: set[Value], loops: tuple[Op, ...] = (), around: str = ""
 ) -> Iterator[tuple[Op, tuple[Op, ...], str]]:
     """Yield every operation with what is around it; note which parameters each value comes from, and if unchanged."""
@@ -105,7 +105,7 @@ def _walk(
                 owners[value] = owners.get(outer, frozenset())
                 if outer in plain and not _is_carried(op, number, place):
                     plain.add(value)
-            yield from _walk(body, owners, plain, inside, custom)
+            yield from walk(body, owners, plain, inside, custom)
 
 
 def _is_carried(op: Op, number: int, place: int) -> bool:
