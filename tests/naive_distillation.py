@@ -209,3 +209,43 @@ def crd(student, teacher, bank_student, bank_teacher, examples, negatives, norma
             h = np.array(row) / z
             losses[i] += -np.log(h[0] / (h[0] + m / n)) - np.sum(np.log((m / n) / (h[1:] + m / n)))
     return losses, np.array(means)
+
+
+def conv(x, kernel):
+    height, width = kernel.shape[:2]
+    out = np.zeros((*x.shape[:3], kernel.shape[3]))
+    for n, i, j in np.ndindex(x.shape[:3]):
+        for a, b in np.ndindex(height, width):
+            row, column = i + a - height // 2, j + b - width // 2
+            if 0 <= row < x.shape[1] and 0 <= column < x.shape[2]:
+                out[n, i, j] += x[n, row, column] @ kernel[a, b]
+    return out
+
+
+def normalized(params, x):
+    x = conv(x, params["kernel"])
+    x = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5)
+    return x * params["scale"] + params["shift"]
+
+
+def nearest(x, like):
+    out = np.zeros((x.shape[0], like[1], like[2], x.shape[3]))
+    for i, j in np.ndindex(like[1:3]):
+        out[:, i, j] = x[:, int(i * x.shape[1] / like[1]), int(j * x.shape[2] / like[2])]
+    return out
+
+
+def review(params, students, teachers):
+    total, fused = 0.0, None
+    for stage in range(len(students) - 1, -1, -1):
+        own = params[stage]
+        x = normalized(own["inner"], students[stage])
+        if fused is None:
+            fused = x
+        else:
+            y = nearest(fused, x.shape)
+            z = np.concatenate([x, y], -1) @ own["fuse"]["kernel"] + own["fuse"]["bias"]
+            z = 1 / (1 + np.exp(-z))
+            fused = x * z[..., 0:1] + y * z[..., 1:2]
+        total = total + hcl(normalized(own["outer"], nearest(fused, teachers[stage].shape)), teachers[stage])
+    return total

@@ -1,5 +1,7 @@
 """Values inside functions: where they are found, that they are the right ones, and what becomes of their gradients."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -55,6 +57,8 @@ BARE = {
 def test_a_module_gives_what_it_sows(remat):
     net, variables = linen(remat=remat)
     outputs, features = jax.jit(tap(net.apply, ["block_0", "Net/block_1", "head"], variables, X))(variables, X)
+    want: Any
+    sown: Any
     want, sown = net.apply(variables, X, mutable=["intermediates"])
     np.testing.assert_array_equal(features["head"], outputs)
     np.testing.assert_allclose(outputs, want, rtol=1e-6)

@@ -5,7 +5,6 @@
 
 import hashlib
 import os
-import secrets
 import stat
 import struct
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
-from jaxopt_compress import encoded, tree
+from jaxopt_compress import atomic, encoded, tree
 from jaxopt_compress.export import manifest
 from jaxopt_compress.export.packing import Section
 
@@ -58,7 +57,7 @@ def save(path: str | os.PathLike[str], model) -> int:
         content = _pack(model)
     except ValueError as error:
         raise ValueError(f"`save`: {error}") from error
-    _replace(target, content)
+    atomic.replace(target, content)
     return len(content)
 
 
@@ -82,34 +81,6 @@ def _digest(text: str, sections: Sequence[Section]) -> str:
         digest.update(struct.pack("<Q", len(section)))
         digest.update(section)
     return digest.hexdigest()
-
-
-def _replace(target: str, content: bytes) -> None:
-    """Put a file in its place at once; `open` gives it the mode that the umask asks for."""
-    directory = os.path.dirname(target)
-    temporary = os.path.join(directory, f".{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
-        raise
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: str) -> None:
-    """Make a new name last through a power failure, where the system can open a directory (not Windows)."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(path: str | os.PathLike[str], like=None, max_bytes: int = MOST_BYTES):

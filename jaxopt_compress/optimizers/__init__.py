@@ -14,5 +14,7 @@ from jaxopt_compress.optimizers.first_order import momentum as momentum
 from jaxopt_compress.optimizers.first_order import nesterov as nesterov
 from jaxopt_compress.optimizers.first_order import rmsprop as rmsprop
 from jaxopt_compress.optimizers.first_order import sgd as sgd
+from jaxopt_compress.optimizers.freeze import FreezeState as FreezeState
+from jaxopt_compress.optimizers.freeze import freeze as freeze
 from jaxopt_compress.optimizers.keep_within import keep_within as keep_within
 from jaxopt_compress.optimizers.plateau import plateau as plateau
