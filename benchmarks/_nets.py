@@ -90,7 +90,8 @@ def _cnn(variables: Variables, images: jax.Array, training: bool) -> tuple[jax.A
     new: Variables = {}
     x, new["stem"] = _stem(params["stem"], stats["stem"], images, training)
     for name in CNN_BLOCKS:
-        x, new[name] = _block(params[name], stats[name], x, 2 if name == "b0" else 1, training)
+        with jax.named_scope(name):
+            x, new[name] = _block(params[name], stats[name], x, 2 if name == "b0" else 1, training)
     return _head(params["head"], x), new
 
 

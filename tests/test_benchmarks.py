@@ -35,6 +35,8 @@ KEYS = {
     "serving": {"w8a8_b16", "int4_b1", "w8only_b16", "mlp_int8_b128", "worst_vs_f32"},
     "quantized_lenet5": {"lenet5_float_error", "lenet5_2_2_error"},
     "binary_mlp": {"binary_mlp_float_error", "binary_mlp_binary_error"},
+    "hinton": {"hinton_teacher", "hinton_student", "hinton_distilled", "hinton_without_threes_bias"},
+    "distill_losses": {"distilled_cnn_plain", "distilled_cnn_soft_targets", "distilled_cnn_review"},
     "distill_step": {"distill_step", "distill_cached_step", "kd_vocab_mib"},
     "block_sparse": {"block90_b1", "block90_int8_b16"},
     "gptq": {"gptq_seconds"},

@@ -182,6 +182,20 @@ def test_batches_on_eight_devices(case):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
 
 
+@pytest.mark.sampled(3)
+@pytest.mark.slow
+@EVERY
+def test_pmap_gives_every_device_the_losses_of_its_batch(case):
+    batches = [inputs(case, seed) for seed in range(8)]
+    loss = jax.value_and_grad(lambda s, t: jnp.mean(case.loss(s, t)))
+    student, teacher = (jnp.stack(arrays) for arrays in zip(*batches, strict=True))
+    found = jax.block_until_ready(jax.pmap(loss)(student, teacher))
+    alone = jax.jit(loss)
+    for number, batch in enumerate(batches):
+        mine = jax.tree.map(lambda x, n=number: x[n], found)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), mine, alone(*batch))
+
+
 TRACED_JSD = jax.jit(lambda student, teacher, beta: d.jsd(student, teacher, beta=beta))
 
 

@@ -1,0 +1,155 @@
+"""A student that is trained with one more loss, whatever that compares, at one and the same budget."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import _nets
+from benchmarks._lenet import Part
+from jaxopt_compress import distillation as d
+
+
+class Extra(NamedTuple):
+    """What a loss needs beside the nets.
+
+    Attributes:
+      trained: parameters that are trained, and dropped in the end.
+      held: what is carried from step to step.
+    """
+
+    trained: Any = None
+    held: Any = None
+
+
+class Batch(NamedTuple):
+    """One step's data, and the numbers of its examples."""
+
+    image: jax.Array
+    label: jax.Array
+    examples: jax.Array
+
+
+class Method(NamedTuple):
+    """A loss under test.
+
+    Attributes:
+      loss: `(extra, student, teacher, batch, key) -> (losses, held)`; of each net the features by the names of their
+        taps, and its "logits".
+      taps: whose features it compares, of both nets.
+      extra: `(key, student shapes, teacher shapes, teacher variables, number of examples) -> extra`.
+      apart: whether task and teacher have a momentum each.
+    """
+
+    loss: Callable
+    taps: tuple[str, ...] = ()
+    extra: Callable[..., Extra] = lambda *_: Extra()
+    apart: bool = False
+
+
+class Pair(NamedTuple):
+    """A teacher and its student, of one family.
+
+    Attributes:
+      net: the family, at the width of the student.
+      variables: the trained teacher's.
+      data: what the student is trained on.
+      epochs: of the student.
+      batch: examples a step.
+    """
+
+    net: _nets.Net
+    variables: Any
+    data: Part
+    epochs: float
+    batch: int
+
+
+PLAIN = Method(lambda extra, student, teacher, batch, key: (jnp.zeros(()), extra.held))
+
+
+def train(pair: Pair, method: Method, share: float, seed: int) -> Any:
+    """Train a student; the gradient of the loss is `share` times as long as that of the labels.
+
+    Returns:
+      The student's variables.
+    """
+    net, steps = pair.net, _steps(pair)
+    rate = optax.warmup_cosine_decay_schedule(0.0, net.rate, steps // 20, steps)
+    tx = _apart(rate) if method.apart else net.optimizer(rate)
+    beside = optax.adam(1e-3)
+    variables, slopes, extra = _started(pair, method, seed)
+
+    @jax.jit
+    def step(carry: Any, batch: Batch, number: jax.Array) -> Any:
+        variables, extra, state, other = carry
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        gradients, own, stats, held = slopes(variables, extra, batch, key)
+        total = d.balanced(gradients, {"loss": share}, "task")
+        if method.apart:
+            taught = jax.tree.map(jnp.subtract, total, gradients["task"])
+            updates, state = tx.update(gradients["task"], state, variables["params"], distilled=taught)
+        else:
+            updates, state = tx.update(total, state, variables["params"])
+        more, other = beside.update(own, other, extra.trained)
+        params = optax.apply_updates(variables["params"], updates)
+        extra = Extra(optax.apply_updates(extra.trained, more), held)
+        return {"params": params, "stats": stats}, extra, state, other
+
+    carry = variables, extra, tx.init(variables["params"]), beside.init(extra.trained)
+    for number, batch in enumerate(_batches(pair, steps, seed)):
+        carry = step(carry, batch, np.uint32(number))
+    return carry[0]
+
+
+def _steps(pair: Pair) -> int:
+    return int(pair.epochs * (len(pair.data.label) // pair.batch))
+
+
+def _batches(pair: Pair, steps: int, seed: int):
+    image, label = np.asarray(pair.data.image), np.asarray(pair.data.label)
+    each = len(label) // pair.batch
+    for number in range(steps):
+        epoch, place = divmod(number, each)
+        if place == 0:
+            order = np.random.default_rng([seed, epoch]).permutation(len(label))
+        rows = order[place * pair.batch : (place + 1) * pair.batch]
+        yield Batch(image[rows], label[rows], rows.astype(np.int32))
+
+
+def _apart(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    decay = optax.add_decayed_weights(5e-4, mask=lambda tree: jax.tree.map(lambda w: w.ndim > 1, tree))
+    return optax.chain(decay, optax.clip_by_global_norm(1.0), d.dot(), optax.scale_by_learning_rate(rate))
+
+
+def _started(pair: Pair, method: Method, seed: int) -> tuple[Any, Callable, Extra]:
+    """Return variables, `(variables, extra, batch, key) -> (gradients, own, stats, held)`, and what the loss needs."""
+    key, some = jax.random.key(seed), pair.data.image[: pair.batch]
+    variables = pair.net.init(key, pair.net.width)
+    student = d.tap(pair.net.train, method.taps, variables, some)
+    teacher = d.tap(pair.net.apply, method.taps, pair.variables, some)
+
+    def slopes(variables: Any, extra: Extra, batch: Batch, key: jax.Array) -> Any:
+        said, features = teacher(pair.variables, batch.image)
+        theirs = {"logits": said, **features}
+
+        def forward(params: Any) -> Any:
+            (logits, stats), features = student({**variables, "params": params}, batch.image)
+            return {"logits": logits, **features}, stats
+
+        def taught(mine: Any, trained: Any) -> Any:
+            losses, held = method.loss(extra._replace(trained=trained), mine, theirs, batch, key)
+            return losses.mean(), held
+
+        mine, back, stats = jax.vjp(forward, variables["params"], has_aux=True)
+        task = jax.grad(lambda mine: d.cross_entropy(mine["logits"], batch.label).mean())(mine)
+        (loss, own), held = jax.grad(taught, (0, 1), has_aux=True)(mine, extra.trained)
+        return {"task": back(task)[0], "loss": back(loss)[0]}, own, stats, held
+
+    extra = method.extra(
+        jax.random.fold_in(key, 1), student.shapes, teacher.shapes, pair.variables, len(pair.data.label)
+    )
+    return variables, slopes, extra

@@ -1,0 +1,114 @@
+"""The nets of Hinton's distillation of MNIST: a large one with dropout and shifted images, a smaller one with neither.
+
+A whole training run is one compiled program; products are of bfloat16, sums of float32.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jaxopt_compress as jc
+from benchmarks._lenet import Part, init
+from jaxopt_compress import distillation
+
+Params = dict[str, Any]
+SHIFT = 2  # pixels, each way
+MOST_NORM = 3.5  # of what goes into a neuron of the large net
+DROPPED = (0.2, 0.5, 0.5)  # shares of the inputs of its layers
+
+
+class Recipe(NamedTuple):
+    """How a net is trained: Adam, along a cosine to zero.
+
+    Attributes:
+      widths: of its layers.
+      epochs: passes over the data.
+      rate: the first learning rate.
+      batch: images a step.
+      regularized: whether images are shifted, inputs dropped and norms bounded.
+      temperature: of the teacher's targets.
+      alpha: the teacher's share of the loss; 0 needs no teacher.
+    """
+
+    widths: tuple[int, ...]
+    epochs: int
+    rate: float = 1e-3
+    batch: int = 100
+    regularized: bool = False
+    temperature: float = 20.0
+    alpha: float = 0.0
+
+
+def forward(params: Params, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """Return logits; with a key inputs of the layers are dropped."""
+    for number, (name, layer) in enumerate(params.items()):
+        if key is not None:
+            key, mine = jax.random.split(key)
+            share = DROPPED[number]
+            x = x * jax.random.bernoulli(mine, 1 - share, x.shape) / (1 - share)
+        x = jnp.matmul(x.astype(jnp.bfloat16), layer["kernel"].astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+        x = x + layer["bias"]
+        x = x if name == list(params)[-1] else jax.nn.relu(x)
+    return x
+
+
+def shifted(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Shift each image by some pixels up or down, left or right; what comes in is black."""
+    size = 28 + 2 * SHIFT
+    padded = jnp.pad(images.reshape(-1, 28, 28), ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)))
+    offsets = jax.random.randint(key, (2, len(images)), 0, 2 * SHIFT + 1)
+    rows, columns = offsets[:, :, None] + jnp.arange(28)
+    places = rows[:, :, None] * size + columns[:, None, :]
+    return jnp.take_along_axis(padded.reshape(len(images), -1), places.reshape(len(images), -1), axis=1)
+
+
+@partial(jax.jit, static_argnames="recipe")
+def train(recipe: Recipe, data: Part, said: jax.Array | None, seed: jax.Array) -> Params:
+    """Return parameters; `said` are the logits of a teacher, a row an image."""
+    each = len(data.label) // recipe.batch
+    tx = jc.optimizers.adam(optax.cosine_decay_schedule(recipe.rate, recipe.epochs * each))
+    starts, orders, draws = jax.random.split(jax.random.key(seed), 3)
+
+    def loss(params, rows, key):
+        image, label = data.image[rows], data.label[rows]
+        if recipe.regularized:
+            logits = forward(params, shifted(image, key), jax.random.fold_in(key, 1))
+        else:
+            logits = forward(params, image)
+        if said is None:
+            return distillation.cross_entropy(logits, label).mean()
+        return distillation.kd(logits, said[rows], label, temperature=recipe.temperature, alpha=recipe.alpha).mean()
+
+    def step(carry, inputs):
+        params, state = carry
+        rows, number = inputs
+        slopes = jax.grad(loss)(params, rows, jax.random.fold_in(draws, number))
+        updates, state = tx.update(slopes, state, params)
+        params = optax.apply_updates(params, updates)
+        return (_bounded(params) if recipe.regularized else params, state), None
+
+    def epoch(carry, number):
+        order = jax.random.permutation(jax.random.fold_in(orders, number), len(data.label))
+        rows = order[: each * recipe.batch].reshape(each, recipe.batch)
+        return jax.lax.scan(step, carry, (rows, number * each + jnp.arange(each)))[0], None
+
+    params = init(starts, recipe.widths)
+    return jax.lax.scan(epoch, (params, tx.init(params)), jnp.arange(recipe.epochs))[0][0]
+
+
+def _bounded(params: Params) -> Params:
+    """Scale down what goes into a neuron where its length is over the bound."""
+
+    def bound(w: jax.Array) -> jax.Array:
+        return w * jnp.minimum(1, MOST_NORM / jnp.maximum(jnp.linalg.norm(w, axis=0, keepdims=True), 1e-12))
+
+    return {name: {**layer, "kernel": bound(layer["kernel"])} for name, layer in params.items()}
+
+
+@jax.jit
+def logits(params: Params, image: jax.Array) -> jax.Array:
+    """Return the logits of all images, some at a time."""
+    return jax.lax.map(partial(forward, params), image, batch_size=1000)

@@ -1,0 +1,129 @@
+"""What is each loss of distillation worth?
+
+    python -m benchmarks.distill_losses --net cnn --seeds 5 --out benchmarks/results/distill_losses_cnn.json
+
+A residual CNN teaches one of a third of its width on Fashion-MNIST, a transformer one of a quarter of its width on the
+characters of five novels (the sixth is the test). Every student is trained for as many steps, with the labels and one
+loss more. The gradient of that loss is a share of the length of the labels' gradient; `--validation` tries shares on
+validation data, one seed, and the best of each loss are what `SHARES` says. Plain distillation is "soft targets".
+"""
+
+import argparse
+from collections.abc import Callable
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import jax
+
+from benchmarks import _distillation_methods as methods
+from benchmarks import _nets, _novels, harness
+from benchmarks._distilled import PLAIN, Method, Pair, train
+from benchmarks._lenet import Part, Parts, parts
+from benchmarks.structured import digits, error
+from benchmarks.structured import train as train_alone
+
+TRIED = (0.5, 2.0, 8.0)
+SHARES: dict[str, dict[str, float]] = {"cnn": {}, "text": {}}
+UNITS = {"cnn": "error, %", "text": "bits per character"}
+
+
+class Task(NamedTuple):
+    """A pair of nets and what they are for.
+
+    Attributes:
+      net: the family, at the width of the teacher.
+      width: of the student.
+      data: all parts.
+      epochs: of the teacher, and of the student.
+      batch: examples a step.
+      score: `(fn, variables, part) -> number`, of which less is better.
+      methods: the losses.
+    """
+
+    net: _nets.Net
+    width: int
+    data: Parts
+    epochs: tuple[int, float]
+    batch: int
+    score: Callable[[Callable, Any, Part], float]
+    methods: dict[str, Method]
+
+
+def images(options: argparse.Namespace) -> Task:
+    """Return the CNNs and Fashion-MNIST."""
+    data = digits() if options.quick else parts("fashion-mnist", whole=not options.validation)
+    last = lambda v: tuple(v["params"]["b1"]["second"][name] for name in ("scale", "shift"))  # noqa: E731
+    of_pictures = methods.of_pictures(("a1", "b1"), "params/b1/second", "in:params/head/kernel", last)
+    epochs = (1, 1) if options.quick else (8, 3)
+    return Task(_nets.cnn, 8, data, epochs, 128, error, methods.of_logits() | of_pictures)
+
+
+def text(options: argparse.Namespace) -> Task:
+    """Return the transformers and the novels."""
+    data = _novels.novels(whole=not options.validation)
+    return Task(_novels.net, 32, data, (2, 0.5), 16, _novels.bits_per_character, methods.of_logits())
+
+
+TASKS = {"cnn": images, "text": text}
+
+
+def run(task: Task, scored: Part, seed: int, shares: dict[str, tuple[float, ...]]) -> dict[str, Any]:
+    """Return the scores of one seed, by loss and share."""
+    variables = task.net.init(jax.random.key(seed), task.net.width)
+    teacher = train_alone(task.net, task.net.train, variables, task.data.train, task.epochs[0], seed, task.batch)
+    student = task.net._replace(width=task.width)
+    pair = Pair(student, teacher, task.data.train, task.epochs[1], task.batch)
+    row: dict[str, Any] = {"seed": seed, "teacher": task.score(task.net.apply, teacher, scored)}
+    for name, tried in {"plain": (0.0,), **shares}.items():
+        method = PLAIN if name == "plain" else task.methods[name]
+        for share in tried:
+            key = name if len(tried) == 1 else f"{name}, {share:g}"
+            row[key] = task.score(student.apply, train(pair, method, share, seed + 100), scored)
+            print(seed, key, row[key], flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", choices=TASKS, default="cnn")
+    parser.add_argument("--quick", action="store_true", help="the digits, one seed, two losses")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--losses", nargs="+", help="by default all")
+    parser.add_argument("--validation", action="store_true", help="try shares on validation data")
+    parser.add_argument("--out", help="write the results as JSON")
+    options = parser.parse_args()
+    task = TASKS[options.net](options)
+    names = options.losses or (["soft targets", "review"] if options.quick else list(task.methods))
+    shares = {name: TRIED if options.validation else (SHARES[options.net].get(name, TRIED[1]),) for name in names}
+    scored = task.data.validation if options.validation else task.data.test
+    rows: list[dict[str, Any]] = []
+    for seed in range(options.first, options.first + (1 if options.quick else options.seeds)):
+        rows.append(run(task, scored, seed, shares))
+        harness.write(keys(rows, options.net), options.out, rows=rows, options=vars(options) | {"shares": shares})
+    harness.show(f"{options.net}: {UNITS[options.net]}", ("", "mean", "deviation", "of soft targets"), cells(rows))
+    harness.finish(keys(rows, options.net), options.out, rows=rows, options=vars(options) | {"shares": shares})
+
+
+def cells(rows: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """Return the lines of the table; the last column is the mean over seeds of what plain distillation has more."""
+    lines = []
+    for name in [name for name in rows[0] if name != "seed"]:
+        values = [row[name] for row in rows]
+        spread = f"{stdev(values):.3f}" if len(values) > 1 else ""
+        gains = [row["soft targets"] - row[name] for row in rows if "soft targets" in row]
+        lines.append((name, f"{mean(values):.3f}", spread, f"{mean(gains):+.3f}" if gains else ""))
+    return lines
+
+
+def keys(rows: list[dict[str, Any]], net: str) -> dict[str, float]:
+    """Return the means."""
+    names = [name for name in rows[0] if name != "seed"]
+    return {
+        f"distilled_{net}_" + name.replace(", ", "_").replace(" ", "_"): mean(row[name] for row in rows)
+        for name in names
+    }
+
+
+if __name__ == "__main__":
+    main()
