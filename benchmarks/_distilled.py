@@ -1,6 +1,7 @@
 """A student that is trained with one more loss, whatever that compares, at one and the same budget."""
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -79,7 +80,7 @@ def train(pair: Pair, method: Method, share: float, seed: int) -> Any:
     """
     net, steps = pair.net, _steps(pair)
     rate = optax.warmup_cosine_decay_schedule(0.0, net.rate, steps // 20, steps)
-    tx = _apart(rate) if method.apart else net.optimizer(rate)
+    tx: Any = _apart(rate) if method.apart else net.optimizer(rate)
     beside = optax.adam(1e-3)
     variables, slopes, extra = _started(pair, method, seed)
 
@@ -111,12 +112,10 @@ def _steps(pair: Pair) -> int:
 
 def _batches(pair: Pair, steps: int, seed: int):
     image, label = np.asarray(pair.data.image), np.asarray(pair.data.label)
-    each = len(label) // pair.batch
-    for number in range(steps):
-        epoch, place = divmod(number, each)
-        if place == 0:
-            order = np.random.default_rng([seed, epoch]).permutation(len(label))
-        rows = order[place * pair.batch : (place + 1) * pair.batch]
+    epochs = -(-steps // (len(label) // pair.batch))
+    orders = (np.random.default_rng([seed, epoch]).permutation(len(label)) for epoch in range(epochs))
+    batches = (order[i : i + pair.batch] for order in orders for i in range(0, len(order), pair.batch))
+    for rows in islice((rows for rows in batches if len(rows) == pair.batch), steps):
         yield Batch(image[rows], label[rows], rows.astype(np.int32))
 
 

@@ -66,7 +66,7 @@ def shifted(images: jax.Array, key: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames="recipe")
-def train(recipe: Recipe, data: Part, said: jax.Array | None, seed: jax.Array) -> Params:
+def train(recipe: Recipe, data: Part, said: jax.Array | None, seed: jax.Array | int) -> Any:
     """Return parameters; `said` are the logits of a teacher, a row an image."""
     each = len(data.label) // recipe.batch
     tx = jc.optimizers.adam(optax.cosine_decay_schedule(recipe.rate, recipe.epochs * each))
