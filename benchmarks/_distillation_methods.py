@@ -124,3 +124,21 @@ def of_pictures(stages: Sequence[str], normed: str, embedding: str, norm: Callab
         "pkt": on_features(d.pkt, [embedding]),
         "crd": contrasted(embedding),
     }
+
+
+def of_sequences(hidden: str) -> dict[str, Method]:
+    """Return what a pair of language models can use, by a tap of the vectors in front of their last product."""
+    spread = d.spread_of(5.0)
+    return {
+        "hint": projected(lambda s, t, own: d.hint(s, t), [hidden]),
+        "attention": on_features(d.attention_transfer, [hidden]),
+        "selectivity": on_features(d.nst, [hidden]),
+        "vid": projected(
+            lambda s, t, own: d.vid(s, t, own["spread"]),
+            [hidden],
+            lambda name, shape, variables: {"spread": jnp.full(shape.shape[-1], spread)},
+        ),
+        "distances, angles": on_features(lambda s, t: d.rkd_distance(s, t) + 2 * d.rkd_angle(s, t), [hidden]),
+        "similarity": on_features(d.similarity_preserving, [hidden]),
+        "pkt": on_features(d.pkt, [hidden]),
+    }

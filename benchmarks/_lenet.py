@@ -24,6 +24,20 @@ class Part(NamedTuple):
     label: jax.Array
 
 
+class Taught(NamedTuple):
+    """What a teacher said of each image.
+
+    Attributes:
+      logits: `(n, 10)`.
+      temperature: of the loss.
+      alpha: its share.
+    """
+
+    logits: jax.Array
+    temperature: float
+    alpha: float
+
+
 class Parts(NamedTuple):
     """What is trained on, what choices are made on, and what is touched once."""
 
@@ -103,6 +117,7 @@ def train(
     start: Params,
     t: jc.ParamTransform,
     penalty: Callable[[Params, Any], Any] = lambda params, state: 0.0,
+    taught: Taught | None = None,
 ) -> tuple[Any, Any]:
     """Train with a transform in the forward pass.
 
@@ -113,6 +128,7 @@ def train(
       start: the first parameters.
       t: the transform, which sees all parameters.
       penalty: `(params, state of t) -> scalar`, added to the loss.
+      taught: by whom, if by anyone.
 
     Returns:
       The parameters and the state of the transform.
@@ -129,7 +145,13 @@ def train(
         def total(params):
             seen = tx.apply(params, state)
             here = Part(data.image[rows], data.label[rows])
-            return loss(seen, here, recipe.smoothing) + penalty(params, jc.optimizers.compress_state(state))
+            task = loss(seen, here, recipe.smoothing) + penalty(params, jc.optimizers.compress_state(state))
+            if taught is None:
+                return task
+            soft = jc.distillation.soft_targets(
+                forward(seen, here.image), taught.logits[rows], temperature=taught.temperature
+            )
+            return jc.distillation.mix(task, soft.mean(), taught.alpha)
 
         updates, state = tx.update(jax.grad(total)(params), state, params)
         return (optax.apply_updates(params, updates), state), None

@@ -61,7 +61,8 @@ def images(options: argparse.Namespace) -> Task:
 def text(options: argparse.Namespace) -> Task:
     """Return the transformers and the novels."""
     data = _novels.novels(whole=not options.validation)
-    return Task(_novels.net, 32, data, (2, 0.5), 16, _novels.bits_per_character, methods.of_logits())
+    losses = methods.of_logits() | methods.of_sequences("in:params/words#2")
+    return Task(_novels.net, 32, data, (2, 0.5), 16, _novels.bits_per_character, losses)
 
 
 TASKS = {"cnn": images, "text": text}

@@ -37,6 +37,7 @@ KEYS = {
     "binary_mlp": {"binary_mlp_float_error", "binary_mlp_binary_error"},
     "hinton": {"hinton_teacher", "hinton_student", "hinton_distilled", "hinton_without_threes_bias"},
     "distill_losses": {"distilled_cnn_plain", "distilled_cnn_soft_targets", "distilled_cnn_review"},
+    "together": {"together_none_error", "together_pruned_quantized_distilled_smaller"},
     "distill_step": {"distill_step", "distill_cached_step", "kd_vocab_mib"},
     "block_sparse": {"block90_b1", "block90_int8_b16"},
     "gptq": {"gptq_seconds"},
