@@ -153,6 +153,7 @@ DTYPES = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(5)
 @OPTIMIZERS
 @DTYPES
@@ -192,6 +193,7 @@ def mirrored(state, mask_shape):
     return [x for x in jax.tree.leaves(state) if jnp.shape(x) == mask_shape]
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(5)
 @OPTIMIZERS
 def test_moments_of_removed_weights_start_afresh_and_others_stay(build):
@@ -338,6 +340,7 @@ def test_attach_may_stand_inside(wrap):
     np.testing.assert_array_equal(forward["a"]["kernel"], params["a"]["kernel"])
 
 
+@pytest.mark.slow
 def test_straight_through_keeps_the_dense_weights_learning():
     params = start()
     tx = attach(optax.sgd(0.1), jc.straight_through(jc.select("**/kernel", prune(magnitude, 0.5))))

@@ -162,6 +162,7 @@ def test_layers_of_a_scan_have_their_own():
         assert loss(q(params, ranges, OUTLIERS), fn(params, OUTLIERS)) < 0.05
 
 
+@pytest.mark.slow
 def test_what_was_never_seen_keeps_its_scale():
     x = OUTLIERS.at[:, 3].set(0)
     w = WEIGHT.at[5].set(0)

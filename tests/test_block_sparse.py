@@ -38,6 +38,7 @@ def mlp(p, x):
     return jax.nn.relu(x @ p["up"] + p["bias"]) @ p["down"]
 
 
+@pytest.mark.slow
 def test_an_mlp_computes_the_same_from_a_quarter_of_the_weights():
     fn, sparse = jc.skip_blocks(mlp, PARAMS, X, block=(8, 4))
     assert bool((mlp(PARAMS, X) != 0).all())

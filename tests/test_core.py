@@ -100,6 +100,7 @@ def test_a_chain_checks_its_number_of_states():
 # select
 
 
+@pytest.mark.slow
 def test_selected_leaves_only_and_the_grads_that_belong_to_them():
     seen = {}
 

@@ -49,6 +49,7 @@ def test_kd_against_a_naive_loop(alpha, temperature):
     np.testing.assert_allclose(losses, (1 - alpha) * hard + alpha * soft, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_defaults():
     want = 0.1 * naive_hard(STUDENT, LABELS) + 0.9 * naive_soft(STUDENT, TEACHER, 4.0)
     np.testing.assert_allclose(kd(STUDENT, TEACHER, LABELS), want, rtol=1e-5)

@@ -84,6 +84,7 @@ def inputs(case: Case, seed: int = 0) -> tuple[jax.Array, jax.Array]:
     return normal(*case.student, seed=seed), 2 * normal(*case.teacher, seed=seed + 50)
 
 
+@pytest.mark.slow
 @EVERY
 def test_losses_against_loops(case):
     student, teacher = inputs(case)
@@ -145,6 +146,7 @@ def test_zeros_and_equal_examples_have_finite_slopes(case):
         assert np.isfinite(value) and np.isfinite(slope).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rkd_distance", "rkd_angle"])
 def test_examples_that_coincide_have_no_distance(name):
     """Far from 0, where what rounding leaves of a difference of squares is not small."""
@@ -240,6 +242,7 @@ def test_what_is_kept_of_a_teacher():
     assert np.all(np.asarray(slope)[rest].reshape(8, 45).std(1) > 0)  # by the student's own shares, not to zero
 
 
+@pytest.mark.slow
 def test_classes_that_are_ruled_out():
     student, teacher = (x.at[:, 2].set(-jnp.inf) for x in inputs(CASES["jsd"]))
     labels = jnp.where(LABELS == 2, 0, LABELS)
@@ -250,6 +253,7 @@ def test_classes_that_are_ruled_out():
     assert np.isfinite(d.dkd(student, teacher, labels)).all()
 
 
+@pytest.mark.slow
 def test_standardized_logits():
     student, teacher = inputs(CASES["jsd"])
     np.testing.assert_allclose(d.standardize(student), naive.standardize(student), rtol=1e-5, atol=1e-6)
@@ -288,6 +292,7 @@ def test_margins_of_normal_features():
     np.testing.assert_allclose(jax.nn.softplus(d.spread_of(5.0)) + 1e-5, 5.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_masked_tokens_have_no_slope():
     """Whatever stands there: labels of -100, logits that are no numbers."""
     mask = jnp.array([[True, True, False, True], [False, True, True, False]])
@@ -304,6 +309,7 @@ def test_masked_tokens_have_no_slope():
     assert d.token_mean(d.masked(d.cross_entropy)(clean, labels, mask=nothing), nothing) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 4, 9, 20])
 def test_chunks_change_nothing(size):
     hidden, head, teacher = normal(9, 6, seed=1), normal(6, 7, seed=2), normal(9, 7, seed=3)

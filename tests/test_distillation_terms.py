@@ -27,6 +27,7 @@ TERMS = {
 }
 
 
+@pytest.mark.slow
 def test_weights_and_schedules():
     outputs = forward(PARAMS, X, LABELS)
     weights = {"task": 1.0, "teacher": 0.5, "hidden": optax.linear_schedule(0.0, 2.0, 10)}
@@ -40,6 +41,7 @@ def test_weights_and_schedules():
     assert loss_fn._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_gradients_term_by_term():
     means, gradients = jax.jit(d.term_gradients(forward, TERMS))(PARAMS, X, LABELS)
     for name, term in TERMS.items():

@@ -115,6 +115,7 @@ def test_static_masks_stay():
     assert sum(mask.sum() for mask in masks_of(t, PARAMS, state).values()) == TOTAL // 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [rigl, set_, static])
 def test_keys_make_masks_and_the_same_key_the_same(method):
     drawn = [masks_of(t := method(key, 0.5), PARAMS, t.init(PARAMS)) for key in (KEY, KEY, jax.random.key(8))]
@@ -260,6 +261,7 @@ def test_nothing_to_prune(make):
         assert jax.tree.structure(t.apply(params, state)) == jax.tree.structure(params)
 
 
+@pytest.mark.slow
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"`regrow`: `sparsity` is a fraction, in \[0, 1\]; got 1.5."):
         rigl(KEY, 1.5)

@@ -46,6 +46,7 @@ def test_against_a_naive_loop():
     assert "up[1]" in str(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_rounding_whole_tensors_loses_less(dtype):
     params, x = spread(dtype), X.astype(dtype)

@@ -112,6 +112,7 @@ def test_one_bad_channel_does_not_spoil_the_others():
             np.testing.assert_array_equal(stored.decode()[:, channel], clean.decode()[:, channel])
 
 
+@pytest.mark.slow
 def test_pruned_nan_never_reaches_the_scale():
     w = normal(8, 4).at[3, 1].set(jnp.nan)
     t = jc.chain(jc.pruning.prune(jc.pruning.magnitude, 0.25), fake_quantize(8))
@@ -267,6 +268,7 @@ def test_a_bias_may_have_one_scale():
     assert t.init({"bias": normal(5)})["bias"].scale.shape == (1,)
 
 
+@pytest.mark.slow
 def test_axes_may_be_named_from_either_end_and_are_the_same_axis_twice():
     w = normal(3, 4, 5)
     for left, right in ((2, -1), ((0, 1), (-3, -2)), ((1,), (1, -2))):

@@ -64,6 +64,7 @@ def test_minmax_against_a_naive_loop(shape, bits):
     assert np.abs(np.asarray(stored.decode()) - w).max() <= scale.max() * 1.001  # the zero point rounds as well
 
 
+@pytest.mark.slow
 def test_zero_has_a_code_whatever_the_range():
     for low, high in ((0.5, 3.0), (-2.0, -1.0), (-1.0, 5.0), (0.0, 0.0)):
         w = jnp.linspace(low, high, 11).reshape(11, 1).at[3].set(0.0)
@@ -211,6 +212,7 @@ def test_nf4_beats_int4_on_normal_weights_in_blocks_of_64():
     assert errors[0] < 0.9 * errors[1]
 
 
+@pytest.mark.slow
 def test_a_channel_of_each_odd_kind_is_right_and_spoils_no_other():
     w = normal(6, 5)
     w[:, 0], w[:, 1], w[:, 2], w[0, 3] = 0.0, 0.25, 1e-42, np.nan
@@ -235,6 +237,7 @@ def test_a_factor_of_a_channel_goes_into_its_scale(fit):
     np.testing.assert_array_equal(*codes)
 
 
+@pytest.mark.slow
 def test_an_empty_axis():
     t = fake_quantize(4, fit=fits.minmax)
     w = {"w": jnp.zeros((0, 3))}

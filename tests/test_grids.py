@@ -111,6 +111,7 @@ def test_small_floats_round_like_ml_dtypes_and_saturate(grid, dtype):
     np.testing.assert_array_equal(rounded(grid, x), wanted)
 
 
+@pytest.mark.slow
 def test_nan_stays_visible_where_there_is_a_code_for_it():
     for grid in (grids.E4M3, grids.E5M2):
         assert np.isnan(grid.values(grid.round(jnp.array([jnp.nan])))).all()

@@ -107,6 +107,7 @@ def test_integers_and_floats_have_the_same_values_and_slopes(fn, params, x, sche
         np.testing.assert_allclose(mine, wanted, atol=5e-3 * float(jnp.abs(wanted).max()) + 1e-6)
 
 
+@pytest.mark.slow
 def test_ranges_are_set_once_and_a_forgotten_start_shows():
     w, x = normal(6, 5), normal(4, 6)
     q = quantize(dense, w, x, rules={"**": LSQ})

@@ -73,6 +73,7 @@ def test_ternary(axes):
     np.testing.assert_allclose(slope(ternary(axes)), np.cos(normal(16, 6, seed=2)), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [-1, ()])
 def test_trained_ternary(axes):
     over = (0,) if axes == -1 else (0, 1)
@@ -107,6 +108,7 @@ def test_trained_ternary_of_zeros_and_without_gradients():
         t.update(zeros, t.init(zeros), step=0)
 
 
+@pytest.mark.slow
 def test_trained_levels_come_back_from_zero():
     t, w = trained_ternary(optax.sgd(1.0)), jnp.array([1.0, -1.0])
     gone = t.update(w, t.init(w), step=0, grads=jnp.array([9.0, 0.0]))
@@ -115,6 +117,7 @@ def test_trained_levels_come_back_from_zero():
     assert t.apply(w, t.update(w, gone, step=1, grads=found)).tolist() == [1, -1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_dorefa(bits):
     squeezed, n = np.tanh(NP) / np.abs(np.tanh(NP)).max(), 2**bits - 1

@@ -78,6 +78,7 @@ def test_a_full_bin_goes_on_counting():
     assert float(more.counts.max()) == 2**24 + 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "first", "part"), [("mse", 0, 0.85), ("entropy", 1, 0.1)])
 def test_ranges_of_least_loss_beat_the_whole_range(name, first, part):
     x = normal(50_000, seed=5)
@@ -132,6 +133,7 @@ def test_an_end_that_nothing_is_near_stays_out(name):
     assert 2 < high < 5
 
 
+@pytest.mark.slow
 def test_the_zeros_of_a_relu_lose_no_information():
     x = np.abs(normal(10_000, seed=8))
     found = [seen(EVERY["entropy"], each) for each in (x, np.concatenate([x, np.zeros(90_000, np.float32)]))]
@@ -154,6 +156,7 @@ def test_states_fold_under_jit_scan_and_vmap(observer):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[1], b), many, one)
 
 
+@pytest.mark.slow
 @EVERY_OBSERVER
 def test_nothing_seen_and_nan_are_visible(observer):
     assert np.isnan(seen(observer)).all()

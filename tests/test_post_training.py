@@ -150,6 +150,7 @@ def test_layer_after_layer_is_better_than_all_at_once():
     assert "layers" in str(found)
 
 
+@pytest.mark.slow
 def test_statistics_that_were_gathered_before():
     q, found = rounded(METHODS["gptq"], schemes.weight_only(3))
     states = calibrate(dense, WEIGHT, [INPUTS], gram())

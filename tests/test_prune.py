@@ -97,6 +97,7 @@ def test_all_or_nothing(sparsity, scope):
         np.testing.assert_array_equal(after[path], w * (1 - sparsity))
 
 
+@pytest.mark.slow
 def test_a_schedule_is_followed_and_clipped():
     schedule = optax.polynomial_schedule(0.0, 0.9, power=3, transition_steps=10, transition_begin=2)
     t = prune(magnitude, schedule)
@@ -154,6 +155,7 @@ def test_infinite_weights_rank_highest():
     np.testing.assert_array_equal(pruned({"w": w}, sparsity=0.5)["w"], [jnp.inf, 0, -jnp.inf, 0])
 
 
+@pytest.mark.slow
 def test_the_gradient_is_masked():
     t = prune(magnitude, 0.5)
     state = t.update(PARAMS, t.init(PARAMS), step=0)

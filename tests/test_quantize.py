@@ -53,6 +53,7 @@ def test_sums_are_exact_integers(fn, params, x, zero):
     np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(4)
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", [Scheme(), STATIC, AFFINE], ids=["dynamic", "static", "affine"])
@@ -106,12 +107,14 @@ def naive_int8_dense(x, w):
     return out
 
 
+@pytest.mark.slow
 def test_a_dense_layer_against_plain_numpy_bit_for_bit():
     x, w = np.asarray(normal(5, 33)), np.asarray(normal(33, 7, seed=1))
     q = quantize(lambda p, x: x @ p, w, x, rules={"**": Scheme()})
     np.testing.assert_array_equal(q(w, q.init(), x), naive_int8_dense(x, w))
 
 
+@pytest.mark.slow
 def test_a_static_affine_dense_layer_against_plain_numpy_bit_for_bit():
     x, w = np.abs(np.asarray(normal(5, 33))) - np.float32(0.2), np.asarray(normal(33, 7, seed=1))
     q = quantize(lambda p, x: x @ p, w, x, rules={"**": AFFINE})
@@ -150,6 +153,7 @@ def test_what_is_stored_is_what_products_see(fn, params, x, scheme):
         np.testing.assert_array_equal(fn(decoded, x), wanted)
 
 
+@pytest.mark.slow
 def test_weights_that_outgrow_their_scales_are_clipped_and_do_not_learn():
     fn, params, x = PRODUCTS["dense"]
     t = quantize(fn, params, x, rules={"**": schemes.weight_only(4)}).weights

@@ -12,6 +12,7 @@ from jaxopt_compress.quantization import quantize, schemes
 BATCHES = [jax.random.normal(jax.random.key(i), (64, 6)) * (i + 1) + i for i in range(3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99])
 def test_it_is_the_mean_of_the_statistics_of_batches(momentum):
     norm = nn.BatchNorm(momentum=momentum, use_running_average=False)

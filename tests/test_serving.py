@@ -105,6 +105,7 @@ def test_what_is_kept_is_what_is_read():
     np.testing.assert_array_equal(int_fn(int_params, x), jax.jit(q)(PARAMS, q.init(), x))
 
 
+@pytest.mark.slow
 def test_only_some_products():
     wanted, int_fn, int_params = served(mlp, PARAMS, normal(4, 6), scheme=None, rules={"up": Scheme()})
     assert set(int_params.floats) == {"bias", "down"}
@@ -143,6 +144,7 @@ def test_scans_branches_loops_and_tables():
         np.testing.assert_allclose(decoded, LAYERS[name], atol=0.02)
 
 
+@pytest.mark.slow
 def test_rows_out_of_range_are_filled_as_before():
     fn = lambda p, i: jnp.take(p, i, axis=0)  # noqa: E731
     wanted, int_fn, int_params = served(fn, normal(5, 4), jnp.array([1, 7, -1]), scheme=Scheme())
@@ -172,6 +174,7 @@ def test_a_module_with_batch_norm(scheme, tmp_path):
     np.testing.assert_array_equal(int_fn(again, x), int_fn(int_params, x))
 
 
+@pytest.mark.slow
 def test_query_key_and_value_are_rounded_once():
     fn = lambda p, x: x @ p["q"] + x @ p["k"] + x @ p["v"]  # noqa: E731
     params = {name: normal(6, 6, seed=i) for i, name in enumerate("qkv")}
@@ -211,6 +214,7 @@ def test_codes_are_kept_wherever_they_move(fn, params, x):
     np.testing.assert_array_equal(int_fn(int_params, x), jax.jit(q)(params, ranges, x))
 
 
+@pytest.mark.slow
 def test_codes_that_a_product_cannot_take():
     x, scheme = normal(4, 6), Scheme(Integers(4))
     codes = jnp.ones((6, 8), jnp.int8)
@@ -358,6 +362,7 @@ def test_pools_of_codes(scheme, relu_behind, window, padding):
         np.testing.assert_array_equal(int_fn(int_params, inputs), jax.jit(q)(params, ranges, inputs))
 
 
+@pytest.mark.slow
 def test_a_pool_of_padding_alone_is_the_lowest_code():
     fn, x = pooled((2, 2), ((2, 0), (0, 2)), False), normal(3, 4, 4, 4, seed=1)
     params = {"w": normal(3, 3, 4, 4), "b": normal(4, seed=2), "head": normal(36, 5, seed=3)}
@@ -390,6 +395,7 @@ def shifted(p, x):
     return (jnp.max(x @ p["w"], axis=1) + 1) @ p["head"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fn", "rules", "dtype"),
     [

@@ -357,6 +357,7 @@ class Linen(nn.Module):
         return nn.Dense(3)(x)
 
 
+@pytest.mark.slow
 def test_linen_refuses_smaller_parameters_and_takes_the_new_widths():
     model, x = Linen(8), normal(seed(), 4, 5)
     params = model.init(jax.random.key(0), x)
@@ -382,6 +383,7 @@ def test_nnx_takes_smaller_parameters():
     np.testing.assert_allclose(nnx.merge(graphdef, small.params)(x), small.fn(small.params, x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_smaller_function_takes_parameters_of_another_dtype():
     mlp = lambda p, x: jax.nn.relu(x @ p["up"]) @ p["down"]  # noqa: E731
     rng = np.random.default_rng(0)

@@ -80,6 +80,7 @@ def test_the_numbers_of_one_device(place):
         assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim), path
 
 
+@pytest.mark.slow
 def test_an_axis_that_its_devices_no_longer_divide_is_on_each_of_them():
     params, x = start()
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
@@ -115,6 +116,7 @@ def test_data_parallel_on_an_explicit_mesh(case):
         jax.block_until_ready(jax.jit(small.fn)(small.params, *inputs))
 
 
+@pytest.mark.slow
 def test_under_pmap():
     params, x = start()
     small = shrinking.shrink(net(), params, x, ratio=0.5)

@@ -68,6 +68,7 @@ def test_it_beats_magnitude_and_wanda(block):
     assert loss(pruning.sparsegpt(dense, WEIGHT, [INPUTS], 0.5, block=block)) < 0.85 * min(others)
 
 
+@pytest.mark.slow
 def test_layers_of_one_shape_are_compiled_once():
     fn = lambda p, x: [x @ w for w in p]  # noqa: E731
     solved: Any = sys.modules[pruning.sparsegpt.__module__]._solved
@@ -128,6 +129,7 @@ def test_weights_go_and_come_back():
     np.testing.assert_array_equal(back["b"], params["b"])
 
 
+@pytest.mark.slow
 def test_what_is_refused():
     x = INPUTS
     for options, message in (

@@ -51,6 +51,7 @@ def test_norms_and_penalty_are_their_formulas(task):
     np.testing.assert_allclose(shrinking.group_lasso(traced, params), np.sqrt(6) * norms.sum(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_penalty_has_a_gradient_at_dead_units(task):
     params, _, _, traced = task
     dead = jax.tree.map(jnp.zeros_like, params)
@@ -58,6 +59,7 @@ def test_the_penalty_has_a_gradient_at_dead_units(task):
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(slopes))
 
 
+@pytest.mark.slow
 @given(st.floats(0.01, 3.0))
 def test_the_proximal_step_is_its_formula(push):
     rng = seed()

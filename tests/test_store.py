@@ -102,6 +102,7 @@ def test_processes_share_the_work(tmp_path):
     np.testing.assert_allclose(d.open_store(tmp_path, of=OF)[KEYS], outputs(KEYS), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_trees_and_dtypes_come_back(tmp_path):
     def several(x):
         top = d.top_k(teacher(x), 2, temperature=1.0)

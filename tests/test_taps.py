@@ -53,6 +53,7 @@ BARE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", [False, True])
 def test_a_module_gives_what_it_sows(remat):
     net, variables = linen(remat=remat)
@@ -158,6 +159,7 @@ def test_layers_of_a_scan_are_stacked():
         np.testing.assert_allclose(features["layer"][i], x, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fn", "params", "name"), [(bare, BARE, "in:c/w"), (stacked, STACKED, "layer")])
 def test_gradients_flow_through_a_tap(fn, params, name):
     tapped = tap(fn, [name], params, X)

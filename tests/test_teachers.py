@@ -50,6 +50,7 @@ def test_layers_of_a_scan_in_bfloat16():
     np.testing.assert_allclose(jax.jit(teacher)(held, normal(4, 6)), fn(params, normal(4, 6)), atol=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 @pytest.mark.parametrize("weights", [None, jnp.array([1.0, 2.0, 5.0]), jnp.abs(normal(3, 4, seed=1))])
 def test_an_ensemble_has_the_mean_of_the_probabilities(weights, temperature):
@@ -67,6 +68,7 @@ def test_an_ensemble_survives_a_weight_of_zero():
     np.testing.assert_allclose(jax.nn.softmax(found), jax.nn.softmax(LOGITS[0]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_confidences():
     sure, of_label = d.confidences(LOGITS), d.confidences(LOGITS, LABELS)
     for n in range(4):
@@ -77,6 +79,7 @@ def test_confidences():
         np.testing.assert_allclose(of_label[:, n], (1 - losses / losses.sum()) / 2, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_peers_teach_each_other():
     found = d.mutual(LOGITS, temperature=2.0)
     for k in range(3):
@@ -145,6 +148,7 @@ def test_what_is_written_follows_the_probabilities():
     assert np.mean(np.asarray(tokens[:, 1]) == np.asarray(tokens[:, 2])) < 0.6  # drawn anew at every position
 
 
+@pytest.mark.slow
 def test_a_share_of_the_steps_is_on_policy():
     batch = {"tokens": jnp.zeros(3)}
     step = jax.jit(lambda key, share: d.on_policy(key, share, batch, lambda b: jax.tree.map(lambda x: x + 1, b)))

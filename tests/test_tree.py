@@ -145,6 +145,7 @@ def test_containers(container):
         assert leaf == "new" if path == container.kernels[0] else leaf is found[path]
 
 
+@pytest.mark.slow
 def test_names_come_from_the_model_that_the_user_wrote():
     variables = nn.Sequential([nn.Dense(3), nn.relu, nn.Dense(2)]).init(jax.random.key(0), jnp.ones((1, 4)))
     names = [f"params/layers_{i}/{leaf}" for i in (0, 2) for leaf in ("bias", "kernel")]

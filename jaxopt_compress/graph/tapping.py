@@ -69,7 +69,7 @@ def taps(fn: Callable, params: Any, *inputs: Any) -> dict[str, tuple[jax.ShapeDt
       ...     return jnp.tanh(x @ params["a"]) @ params["b"]
       >>> shapes = taps(mlp, {"a": jnp.ones((4, 3)), "b": jnp.ones((3, 2))}, jnp.ones((8, 4)))
       >>> {name: shape.shape for name, (shape,) in shapes.items()}
-      {'out:a': (8, 3), 'out:b': (8, 2), 'in:a': (8, 4), 'in:b': (8, 3)}
+      {'out:a': (8, 3), 'in:a': (8, 4), 'out:b': (8, 2), 'in:b': (8, 3)}
     """
     return {name: tuple(tap.shape for tap in found) for name, found in _listed(fn, params, inputs).items()}
 
