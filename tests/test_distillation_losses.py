@@ -48,6 +48,14 @@ def top_k(s, t, k, temperature):
     return d.top_k_soft_targets(s, d.top_k(t, k, temperature=temperature), temperature=temperature)
 
 
+def reviewed(review, module):
+    """Fuse a picture and a coarser one."""
+    stages = lambda x: [x, x[:, ::2, ::2]]  # noqa: E731
+    shapes = stages(np.zeros(PICTURES["student"]))
+    params = jax.tree.map(module.asarray, d.reviewer(jax.random.key(3), shapes, shapes))
+    return lambda s, t: review(params, stages(s), stages(t))
+
+
 PICTURES = {"student": (8, 5, 6, 3), "teacher": (8, 5, 6, 3)}
 WIDER = {"student": (8, 3, 2, 3), "teacher": (8, 3, 2, 4)}
 BATCH: dict[str, Any] = {"student": (8, 3), "teacher": (8, 2, 4), "least": None}
@@ -72,6 +80,7 @@ CASES = {
     "ofd": Case(*both("ofd", MARGIN), **PICTURES, least=None),
     "vid": Case(*both("vid", SPREAD), **PICTURES, least=None),
     "hcl": Case(*both("hcl"), **PICTURES),
+    "review": Case(jax.jit(reviewed(d.review, jnp)), reviewed(naive.review, np), **PICTURES, least=None),
     "distance": Case(*both("rkd_distance"), **BATCH),
     "angle": Case(*both("rkd_angle"), **BATCH),
     "similarity": Case(*both("similarity_preserving"), **BATCH),

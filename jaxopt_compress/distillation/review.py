@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxopt_compress.distillation.arrays import wide
 from jaxopt_compress.distillation.features import hcl
 from jaxopt_compress.distillation.projectors import uniform
 
@@ -71,7 +72,7 @@ def review(params: Sequence[Any], students: Sequence[jax.Array], teachers: Seque
         raise ValueError(f"`review`: a fusion module a stage, {len(students)}; got {len(params)}.")
     fused, losses = None, []
     for stage, student, teacher in reversed(list(zip(params, students, teachers))):
-        x = _apply(stage["inner"], student)
+        x = _apply(stage["inner"], wide(student))
         fused = x if fused is None else _fuse(stage["fuse"], x, _resized(fused, x.shape))
         losses.append(hcl(_apply(stage["outer"], _resized(fused, teacher.shape)), teacher))
     return jnp.sum(jnp.stack(losses), axis=0)
