@@ -72,6 +72,7 @@ def test_review_against_loops():
 def test_review_learns_and_leaves_teachers_alone():
     params = d.reviewer(jax.random.key(0), STUDENTS, TEACHERS, width=4)
 
+    @jax.jit
     def loss(params, teachers):
         return d.review(params, STUDENTS, teachers).mean()
 
