@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax.training.train_state import TrainState
 
 import jaxopt_compress as jc
-from examples import all_in_one, prune, quantize, save_load, shrink
+from examples import all_in_one, distill, prune, quantize, save_load, shrink
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,6 +40,12 @@ def test_prune_example_keeps_accuracy():
 def test_quantize_example_beats_rounding():
     found = list(quantize.main().values())
     assert found[2] > found[1] + 0.05
+
+
+@pytest.mark.slow
+def test_distill_example_needs_few_labels():
+    teacher, plain, logits, features = distill.main().values()
+    assert teacher > 0.95 and min(logits, features) > plain + 0.05
 
 
 @pytest.mark.slow
