@@ -14,7 +14,7 @@ A module that is called again, with others in between, is `Net/Block_1#2` then. 
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
 
@@ -67,9 +67,7 @@ def taps_of(whole: Program, paths: Sequence[str]) -> Taps:
         for scope, values in _visits(inside):
             visits[scope] += 1
             name = scope if visits[scope] == 1 else f"{scope}#{visits[scope]}"
-            found[name] = [_result(name, value, reached) for value in values]
-            for i, value in enumerate(values if len(values) > 1 else ()):
-                found[f"{name}[{i}]"] = [_result(f"{name}[{i}]", value, reached)]
+            found |= _results(name, values, reached)
     scopes = {scope.partition("/")[2] or scope for scope in visits}  # the outermost module stands in no path
     for name, tap in _subtrees(reached, owners, paths).items():
         if not any(f"/{name}".endswith(f"/{scope}") for scope in scopes):
@@ -111,21 +109,22 @@ def _visits(inside: _Open) -> Iterator[tuple[str, list[Value]]]:
         for value in op.ins:
             users[value].add(op)
 
-    def leaving(members: Sequence[Op]) -> list[Value]:
+    def leaving(members: dict[Op, None]) -> list[Value]:
         made = [value for op in members for value in op.outs if value.varies and not is_opaque(value.aval)]
-        onward = [value for value in made if value in inside.used or not users[value].issubset(members)]
+        onward = [value for value in made if value in inside.used or not users[value] <= members.keys()]
         return onward or [value for value in made if value in program.outs]
 
     for length in range(inside.depth + 1, max((len(op.scope) for op in program.ops), default=0) + 1):
         for scope, members in groupby(program.ops, key=lambda op: op.scope[:length]):
-            if len(scope) == length and (values := leaving(list(members))):
+            if len(scope) == length and (values := leaving(dict.fromkeys(members))):
                 yield "/".join(scope), values
 
 
-def _result(name: str, value: Value, loops: dict[Op, tuple[Op, ...]]) -> Tap:
-    if value.op is None:
-        raise ValueError(f"`graph.taps_of`: {name!r} is the result of an operation.")
-    return Tap(name, value.op, False, value.slot, loops[value.op])
+def _results(name: str, values: Sequence[Value], loops: dict[Op, tuple[Op, ...]]) -> Taps:
+    """Return what a module gives, under its name, and if that is several values each under one of its own."""
+    taps = [Tap(name, value.op, False, value.slot, loops[value.op]) for value in values if value.op is not None]
+    alone = {f"{name}[{i}]": [replace(tap, name=f"{name}[{i}]")] for i, tap in enumerate(taps) if len(taps) > 1}
+    return {name: taps, **alone}
 
 
 def _of(site: Site) -> Iterator[Tap]:
