@@ -157,6 +157,8 @@ def test_a_build_of_something_else(tmp_path):
         ({"keys": np.array([1, 1])}, "each key stands there once"),
         ({"keys": np.array([1.0])}, "keys are integers"),
         ({"keys": np.array([], int)}, "keys are integers"),
+        ({"keys": np.array([2**63], np.uint64)}, "fits into int64"),
+        ({"process": (2, 2)}, "a process has a number below their count"),
         ({"size": 6}, "`size` is a multiple of `batch`"),
         ({"fn": lambda x: x.sum()}, "outputs have a row an example, 4; '' is"),
     ],

@@ -107,9 +107,9 @@ def build_store(
 
     Raises:
       ValueError: a store of something else in this folder; keys that are no integers, twice there, or none; sizes that
-        do not divide; outputs without a row an example.
+        do not divide; a process that there is not; outputs without a row an example.
     """
-    keys = _checked(keys, batch, size)
+    keys = _checked(keys, batch, size, process)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     run = jax.jit(teacher)
@@ -173,12 +173,14 @@ class _About(NamedTuple):
     outputs: dict[str, tuple[str, tuple[int, ...]]]
 
 
-def _checked(keys: Any, batch: int, size: int) -> np.ndarray:
+def _checked(keys: Any, batch: int, size: int, process: tuple[int, int]) -> np.ndarray:
     found = np.asarray(keys)
     if found.ndim != 1 or not len(found) or not np.issubdtype(found.dtype, np.integer):
         raise ValueError(f"`build_store`: keys are integers (examples,); got {found.dtype} of {found.shape}.")
-    if len(np.unique(found)) < len(found):
-        raise ValueError("`build_store`: each key stands there once.")
+    if len(np.unique(found)) < len(found) or found.max() > np.iinfo(np.int64).max:
+        raise ValueError("`build_store`: each key stands there once and fits into int64.")
+    if not 0 <= process[0] < process[1]:
+        raise ValueError(f"`build_store`: a process has a number below their count; got {process}.")
     if batch < 1 or size < 1 or size % batch:
         raise ValueError(f"`build_store`: `size` is a multiple of `batch`; got {size} and {batch}.")
     return found.astype(np.int64)
