@@ -35,7 +35,10 @@ def test_a_teacher_in_bfloat16(name):
 def test_what_is_no_factor_stays_float32():
     params = {"w": normal(6, 5), "b": normal(5, seed=1), "scaled": normal(5, 2, seed=2), "scale": normal(2, seed=3)}
 
+    params["both"] = normal(6, 6, seed=4)
+
     def fn(p, x):
+        x = x @ p["both"] @ (0.1 * p["both"])
         return jnp.tanh(x @ p["w"] + p["b"][None]) @ (p["scaled"] * p["scale"][None])
 
     _, held = d.in_bfloat16(fn, params, normal(4, 6))
