@@ -17,6 +17,7 @@ from tests.products import PRODUCTS, normal
 LOGITS, LABELS = 3 * normal(3, 4, 5), jnp.array([0, 4, 2, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_a_teacher_in_bfloat16(name):
     fn, params, x = PRODUCTS[name]
