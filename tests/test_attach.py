@@ -241,6 +241,7 @@ def removing(when):
     )
 
 
+@pytest.mark.slow
 def test_a_weight_that_comes_back_at_once_starts_afresh():
     params = start()
     tx = attach(ADAM, removing(lambda step: step == 1))
@@ -349,6 +350,7 @@ def test_straight_through_keeps_the_dense_weights_learning():
     assert (tx.apply(params, state)["a"]["kernel"] == 0).mean() == 0.5
 
 
+@pytest.mark.slow
 def test_train_state_and_encode_work_unchanged():
     tx = attach(ADAM, jc.select("**/kernel", jc.chain(prune(magnitude, 0.5), jc.quantization.fake_quantize(8))))
     state = TrainState.create(apply_fn=None, params=start(), tx=tx)

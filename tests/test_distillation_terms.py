@@ -55,6 +55,7 @@ def length(tree):
     return np.sqrt(sum(np.sum(np.square(np.asarray(leaf, np.float64))) for leaf in jax.tree.leaves(tree)))
 
 
+@pytest.mark.slow
 def test_balanced_gradients():
     """Whatever a term is multiplied by, its gradient has the same share."""
     _, gradients = d.term_gradients(forward, TERMS)(PARAMS, X, LABELS)

@@ -126,6 +126,7 @@ def test_the_range_of_least_divergence_is_that_of_a_loop(grid):
     assert losses[place] < 1.0001 * min(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mse", "entropy"])
 def test_an_end_that_nothing_is_near_stays_out(name):
     low, high = seen(EVERY[name], np.maximum(normal(10_000, seed=7), 0))

@@ -86,6 +86,7 @@ def test_review_learns_and_leaves_teachers_alone():
     assert loss(params, TEACHERS) < 0.8 * first
 
 
+@pytest.mark.slow
 def test_review_refuses_stages_that_do_not_fit():
     with pytest.raises(ValueError, match="`reviewer`: features of as many stages"):
         d.reviewer(jax.random.key(0), STUDENTS, TEACHERS[:1])

@@ -320,6 +320,7 @@ def test_channels_of_zeros_and_empty_axes():
         np.testing.assert_array_equal(int_fn(int_params, x), wanted)
 
 
+@pytest.mark.slow
 def test_batched_over_inputs():
     wanted, int_fn, int_params = served(mlp, PARAMS, normal(4, 6), scheme=Scheme())
     rows = jax.vmap(partial(int_fn, int_params))(normal(4, 1, 6))

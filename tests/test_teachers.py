@@ -67,6 +67,7 @@ def test_an_ensemble_has_the_mean_of_the_probabilities(weights, temperature):
         np.testing.assert_allclose(found[n], want, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_ensemble_survives_a_weight_of_zero():
     found = d.ensemble(LOGITS, jnp.array([1.0, 0.0, 0.0]))
     np.testing.assert_allclose(jax.nn.softmax(found), jax.nn.softmax(LOGITS[0]), rtol=1e-5)
