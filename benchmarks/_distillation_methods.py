@@ -42,6 +42,18 @@ def projected(loss: Callable, taps: Sequence[str], more: Callable = lambda name,
     return Method(compare, taps, extra)
 
 
+def likely(taps: Sequence[str]) -> Method:
+    """Predict the teacher's features with variances that are trained too (VID)."""
+    spread = d.spread_of(5.0)
+    start = lambda name, shape, variables: {"spread": jnp.full(shape.shape[-1], spread)}  # noqa: E731
+    return projected(lambda s, t, own: d.vid(s, t, own["spread"]), taps, start)
+
+
+def distances_and_angles(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Add up both losses of RKD, with the authors' weights."""
+    return d.rkd_distance(student, teacher) + 2 * d.rkd_angle(student, teacher)
+
+
 def reviewed(taps: Sequence[str]) -> Method:
     """Fuse the stages (ReviewKD)."""
     taps = tuple(taps)
@@ -101,7 +113,7 @@ def of_pictures(stages: Sequence[str], normed: str, embedding: str, norm: Callab
       embedding: a tap of vectors.
       norm: from the teacher's variables to scale and shift of the norm at `normed`.
     """
-    last, spread = stages[-1], d.spread_of(5.0)
+    last = stages[-1]
 
     def margins(name: str, shape: Any, variables: Any) -> dict[str, jax.Array]:
         scale, shift = norm(variables)
@@ -112,14 +124,10 @@ def of_pictures(stages: Sequence[str], normed: str, embedding: str, norm: Callab
         "hint": projected(lambda s, t, own: d.hint(s, t), [last]),
         "attention": on_features(d.attention_transfer, stages),
         "selectivity": on_features(d.nst, [last]),
-        "vid": projected(
-            lambda s, t, own: d.vid(s, t, own["spread"]),
-            stages,
-            lambda name, shape, variables: {"spread": jnp.full(shape.shape[-1], spread)},
-        ),
+        "vid": likely(stages),
         "ofd": projected(lambda s, t, own: d.ofd(s, t, own["margin"]), [normed], margins),
         "review": reviewed(stages),
-        "distances, angles": on_features(lambda s, t: d.rkd_distance(s, t) + 2 * d.rkd_angle(s, t), [embedding]),
+        "distances, angles": on_features(distances_and_angles, [embedding]),
         "similarity": on_features(d.similarity_preserving, [last]),
         "pkt": on_features(d.pkt, [embedding]),
         "crd": contrasted(embedding),
@@ -128,17 +136,12 @@ def of_pictures(stages: Sequence[str], normed: str, embedding: str, norm: Callab
 
 def of_sequences(hidden: str) -> dict[str, Method]:
     """Return what a pair of language models can use, by a tap of the vectors in front of their last product."""
-    spread = d.spread_of(5.0)
     return {
         "hint": projected(lambda s, t, own: d.hint(s, t), [hidden]),
         "attention": on_features(d.attention_transfer, [hidden]),
         "selectivity": on_features(d.nst, [hidden]),
-        "vid": projected(
-            lambda s, t, own: d.vid(s, t, own["spread"]),
-            [hidden],
-            lambda name, shape, variables: {"spread": jnp.full(shape.shape[-1], spread)},
-        ),
-        "distances, angles": on_features(lambda s, t: d.rkd_distance(s, t) + 2 * d.rkd_angle(s, t), [hidden]),
+        "vid": likely([hidden]),
+        "distances, angles": on_features(distances_and_angles, [hidden]),
         "similarity": on_features(d.similarity_preserving, [hidden]),
         "pkt": on_features(d.pkt, [hidden]),
     }

@@ -5,7 +5,8 @@
 A residual CNN teaches one of a third of its width on Fashion-MNIST, a transformer one of a quarter of its width on the
 characters of five novels (the sixth is the test). Every student is trained for as many steps, with the labels and one
 loss more. The gradient of that loss is a share of the length of the labels' gradient; `--validation` tries shares on
-validation data, one seed, and the best of each loss are what `SHARES` says. Plain distillation is "soft targets".
+validation data; `SHARES` is for the best of each loss, and 2 is taken where nothing was chosen yet. Plain distillation
+is "soft targets".
 """
 
 import argparse

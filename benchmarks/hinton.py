@@ -4,8 +4,8 @@ A net of two layers of 1,200 ReLUs is trained with dropout, bounded norms and im
 pixels; one of two layers of 800 with nothing of it, alone, or with the large net's soft targets of the images as they
 are. Then the small net never sees a 3 (the withheld digit): the bias of that class is raised by what is best on
 validation images. The students train equally long. Published, errors of 10,000: teacher 67, student 146, distilled 74;
-without threes 206, and with the bias 109 (Hinton et al., 2015). Choices were made with `--validation`, among them the
-temperature: `--sweep` tries several, and a small student too.
+without threes 206, and with the bias 109 (Hinton et al., 2015). Nothing is chosen by the test set: `--validation`
+scores other images, and `--sweep` tries temperatures on them, for a small student too.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
 LeNet-300-100 is trained with each of the three, with every two, with all and with none, always for the same epochs,
 from the same start and on images in the same order: kernels pruned to 5 %, kernels of 4 bits, and the logits of a
-residual CNN. What is scored has been through its file, and the bytes are those of the file. Choices were made with
-`--validation`.
+residual CNN. What is scored has been through its file, and the bytes are those of the file. `--validation` scores
+images that choices may be made on.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Teachers of every kind, sequences of the student's own, and a student that starts from its teacher."""
 
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,14 +109,6 @@ def test_ensembles_that_are_refused():
         d.ensemble(LOGITS, jnp.ones(4))
     with pytest.raises(ValueError, match="labels are integers"):
         d.confidences(LOGITS, jnp.ones(4))
-
-
-def test_an_average_of_the_student_as_its_teacher():
-    """A moving average needs nothing of ours: `optax.incremental_update`."""
-    student, average = {"w": jnp.zeros(3)}, dict[str, Any](w=jnp.ones(3))
-    for _ in range(3):
-        average = cast(dict[str, Any], optax.incremental_update(student, average, 0.5))
-    np.testing.assert_allclose(average["w"], 0.125)
 
 
 def test_generations_are_trained_one_after_the_other():
