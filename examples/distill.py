@@ -43,7 +43,7 @@ def main() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:  # asked once; a run that is interrupted goes on
         of = {"teacher": distillation.fingerprint(teacher), "data": distillation.fingerprint(x)}
         tapped = distillation.tap(large.apply, [TAP], teacher, x)
-        distillation.build_store(folder, lambda x: tapped(teacher, x), np.arange(len(x)), lambda keys: x[keys], of=of)
+        distillation.build_store(folder, tapped, teacher, np.arange(len(x)), lambda keys: x[keys], of=of)
         like = tapped(teacher, x[:1])
         logits, features = distillation.open_store(folder, of=of, like=like)[np.arange(len(x))]
 

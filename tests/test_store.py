@@ -24,8 +24,8 @@ def load(keys):
     return np.stack([keys, keys**2 % 11], axis=1).astype(np.float32)
 
 
-def teacher(x):
-    return x @ W
+def teacher(w, x):
+    return x @ w
 
 
 def outputs(keys):
@@ -33,7 +33,7 @@ def outputs(keys):
 
 
 def built(folder, fn=teacher, keys=KEYS, **more):
-    d.build_store(folder, fn, keys, load, of=OF, **{"batch": 4, "size": 8, **more})
+    d.build_store(folder, fn, W, keys, load, of=OF, **{"batch": 4, "size": 8, **more})
     return folder
 
 
@@ -61,16 +61,16 @@ def test_what_is_not_there(store):
 def test_one_compilation_and_every_example_once(tmp_path):
     seen, traces = [], []
 
-    def counted(x):
-        traces.append(x.shape)
-        return teacher(x)
+    def counted(w, x):
+        traces.append((x.shape, isinstance(w, jax.core.Tracer)))
+        return teacher(w, x)
 
     def watched(keys):
         seen.append(keys)
         return load(keys)
 
-    d.build_store(tmp_path, counted, KEYS, watched, of=OF, batch=4, size=8)
-    assert set(traces) == {(4, 2)} and len(traces) <= 2  # its shapes, its program
+    d.build_store(tmp_path, counted, W, KEYS, watched, of=OF, batch=4, size=8)
+    assert set(traces) == {((4, 2), True)} and len(traces) <= 2  # its shapes, its program; no parameter is a constant
     assert sorted(set(np.concatenate(seen))) == sorted(KEYS)
 
 
@@ -84,13 +84,13 @@ def test_an_interrupted_build_goes_on(tmp_path):
         return load(keys)
 
     with pytest.raises(KeyboardInterrupt):
-        d.build_store(tmp_path, teacher, KEYS, dying, of=OF, batch=4, size=8)
+        d.build_store(tmp_path, teacher, W, KEYS, dying, of=OF, batch=4, size=8)
     done = len(list(tmp_path.glob("0*.safetensors")))
     assert done == 2
     with pytest.raises(ValueError, match="is not complete: 5 of 7 files are missing"):
         d.open_store(tmp_path, of=OF)
     calls.append(None)
-    d.build_store(tmp_path, teacher, KEYS, dying, of=OF, batch=4, size=8)
+    d.build_store(tmp_path, teacher, W, KEYS, dying, of=OF, batch=4, size=8)
     assert len(calls) == 7 + 1 + 5 * 2  # once for the shapes, then five files of two batches
     np.testing.assert_allclose(d.open_store(tmp_path, of=OF)[KEYS], outputs(KEYS), rtol=1e-5)
     assert not list(tmp_path.glob("*.tmp"))
@@ -104,13 +104,13 @@ def test_processes_share_the_work(tmp_path):
 
 @pytest.mark.slow
 def test_trees_and_dtypes_come_back(tmp_path):
-    def several(x):
-        top = d.top_k(teacher(x), 2, temperature=1.0)
-        return {"top": top, "half": teacher(x).astype(jnp.bfloat16), "none": x[:, :0]}
+    def several(w, x):
+        top = d.top_k(teacher(w, x), 2, temperature=1.0)
+        return {"top": top, "half": teacher(w, x).astype(jnp.bfloat16), "none": x[:, :0]}
 
     built(tmp_path, several)
     like = {"top": d.TopK(*range(len(d.TopK._fields))), "half": 0, "none": 0}
-    found, want = d.open_store(tmp_path, of=OF, like=like)[KEYS], several(load(KEYS))
+    found, want = d.open_store(tmp_path, of=OF, like=like)[KEYS], several(W, load(KEYS))
     assert isinstance(found["top"], d.TopK)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True):
         assert a.dtype == b.dtype
@@ -124,7 +124,7 @@ def test_a_step_reads_it_by_key(store):
 
     @jax.jit
     def gap(x, said):
-        return jnp.abs(teacher(x) - said).max()
+        return jnp.abs(teacher(W, x) - said).max()
 
     for number in range(3):
         keys = np.random.default_rng(number).permutation(KEYS)[:16]
@@ -141,12 +141,12 @@ def test_another_teacher_or_other_data(tmp_path, name):
 
 
 def built_with(folder, of):
-    d.build_store(folder, teacher, KEYS, load, of=of, batch=4, size=8)
+    d.build_store(folder, teacher, W, KEYS, load, of=of, batch=4, size=8)
 
 
 def test_a_build_of_something_else(tmp_path):
     built(tmp_path)
-    for more in ({"size": 16}, {"keys": KEYS[:-1]}, {"keys": KEYS[::-1]}, {"fn": lambda x: x}):
+    for more in ({"size": 16}, {"keys": KEYS[:-1]}, {"keys": KEYS[::-1]}, {"fn": lambda w, x: x}):
         with pytest.raises(ValueError, match="holds other examples, outputs or sizes"):
             built(tmp_path, **more)
 
@@ -160,7 +160,7 @@ def test_a_build_of_something_else(tmp_path):
         ({"keys": np.array([2**63], np.uint64)}, "fits into int64"),
         ({"process": (2, 2)}, "a process has a number below their count"),
         ({"size": 6}, "`size` is a multiple of `batch`"),
-        ({"fn": lambda x: x.sum()}, "outputs have a row an example, 4; '' is"),
+        ({"fn": lambda w, x: x.sum()}, "outputs have a row an example, 4; '' is"),
     ],
 )
 def test_builds_that_are_refused(tmp_path, more, message):

@@ -78,7 +78,8 @@ class Store:
 
 def build_store(
     folder: str | Path,
-    teacher: Callable[[Any], Any],
+    teacher: Callable[[Any, Any], Any],
+    params: Any,
     keys: Any,
     load: Callable[[np.ndarray], Any],
     *,
@@ -95,8 +96,9 @@ def build_store(
 
     Args:
       folder: where to; made if it is not there.
-      teacher: `inputs -> outputs`, any pytree of arrays with one row an example. What is to be small makes it so:
-        `lambda x: top_k(fn(params, x), 32)`, or float16. It is compiled here.
+      teacher: `(params, inputs) -> outputs`, any pytree of arrays with one row an example. What is to be small makes it
+        so: `lambda params, x: top_k(fn(params, x), 32)`, or float16. It is compiled here.
+      params: of the teacher, sharded or not.
       keys: int64 `(examples,)`, each once.
       load: `keys (batch,) -> inputs`, the examples of these keys.
       of: what must be the same to read the store again: `{"teacher": fingerprint(params), "data": fingerprint(x)}`.
@@ -113,7 +115,7 @@ def build_store(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     run = jax.jit(teacher)
-    shapes = jax.eval_shape(teacher, load(np.resize(keys, batch)))
+    shapes = jax.eval_shape(teacher, params, load(np.resize(keys, batch)))
     _begin(folder, keys, _about(of, keys, size, tree.leaves(shapes), batch))
     starts = range(0, len(keys), size)[process[0] :: process[1]]
     todo = [start for start in starts if not _file(folder, start // size).exists()]
@@ -121,7 +123,9 @@ def build_store(
         mine, found = keys[start : start + size], []
         for first in range(0, len(mine), batch):
             some = mine[first : first + batch]
-            outputs = tree.leaves(run(load(np.resize(some, batch))))  # one compilation: the last ones are repeated
+            outputs = tree.leaves(
+                run(params, load(np.resize(some, batch)))
+            )  # one compilation: the last ones are repeated
             found.append({path: np.asarray(array)[: len(some)] for path, array in outputs.items()})
         whole = {path: np.concatenate([each[path] for each in found]) for path in found[0]}
         chunks.write(_file(folder, start // size), whole)
