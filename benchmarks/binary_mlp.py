@@ -6,7 +6,6 @@ is trained for as long. What is scored has been through a file: a bit a weight, 
 on MNIST: 1.29 % (Courbariaux et al., 2015, the best of up to 1,000 epochs). Choices were made with `--validation`.
 """
 
-import argparse
 from functools import partial
 from statistics import mean, stdev
 from typing import Any
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 import jaxopt_compress as jc
-from benchmarks import _lenet, harness
+from benchmarks import _lenet, _seeds, harness
 from benchmarks._lenet import KERNELS, Part
 
 WIDTHS = (784, 1024, 1024, 1024, 10)
@@ -95,31 +94,25 @@ def run(kind: str, data: Part, scored: Part, seed: int, epochs: int) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("mnist", "fashion-mnist"), default="mnist")
-    parser.add_argument("--quick", action="store_true", help="one seed, two epochs")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser = _seeds.arguments(__doc__, "two epochs", "mnist")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--kinds", nargs="+", choices=RATES, default=list(RATES))
-    parser.add_argument("--validation", action="store_true", help="score validation data, and do not train on them")
-    parser.add_argument("--out", help="write the results as JSON")
     options = parser.parse_args()
-    seeds, epochs = (1, 2) if options.quick else (options.seeds, options.epochs)
+    epochs = 2 if options.quick else options.epochs
     data = _lenet.parts(options.data, whole=not options.validation, standardized=False)
     scored = data.validation if options.validation else data.test
-    rows: list[dict[str, Any]] = []
-    for seed in range(options.first, options.first + seeds):
-        rows.append({"seed": seed} | {kind: run(kind, data.train, scored, seed, epochs) for kind in options.kinds})
-        print(rows[-1], flush=True)
-        harness.write(keys(rows), options.out, rows=rows, options=vars(options))
+
+    def each(seed: int) -> _seeds.Rows:
+        return [{"seed": seed} | {kind: run(kind, data.train, scored, seed, epochs) for kind in options.kinds}]
+
+    rows = _seeds.over(options, keys, each)
     cells = []
     for kind in options.kinds:
         errors = [row[kind]["error"] for row in rows]
         spread = stdev(errors) if len(errors) > 1 else 0.0
         cells.append((kind, f"{mean(errors):.2f} +- {spread:.2f}", rows[0][kind]["bytes"]))
     harness.show(f"MLP 3x1024 on {options.data}", ("weights", "error, %", "bytes"), cells)
-    harness.finish(keys(rows), options.out, rows=rows, options=vars(options))
+    _seeds.finish(options, keys(rows), rows)
 
 
 def keys(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks import _distillation_methods as methods
-from benchmarks import _nets, _novels, harness
+from benchmarks import _nets, _novels, _seeds, harness
 from benchmarks._distilled import PLAIN, Method, Pair, train
 from benchmarks._lenet import Part, Parts, parts
 from benchmarks.structured import digits, error
@@ -86,25 +86,19 @@ def run(task: Task, scored: Part, seed: int, shares: dict[str, tuple[float, ...]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _seeds.arguments(__doc__, "the digits, two losses")
     parser.add_argument("--net", choices=TASKS, default="cnn")
-    parser.add_argument("--quick", action="store_true", help="the digits, one seed, two losses")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--losses", nargs="+", help="by default all")
-    parser.add_argument("--validation", action="store_true", help="try shares on validation data")
-    parser.add_argument("--out", help="write the results as JSON")
     options = parser.parse_args()
     task = TASKS[options.net](options)
     names = options.losses or (["soft targets", "review"] if options.quick else list(task.methods))
     shares = {name: TRIED if options.validation else (SHARES[options.net].get(name, TRIED[1]),) for name in names}
     scored = task.data.validation if options.validation else task.data.test
-    rows: list[dict[str, Any]] = []
-    for seed in range(options.first, options.first + (1 if options.quick else options.seeds)):
-        rows.append(run(task, scored, seed, shares))
-        harness.write(keys(rows, options.net), options.out, rows=rows, options=vars(options) | {"shares": shares})
+    options.shares = shares  # to be kept with the results
+    of_net = lambda rows: keys(rows, options.net)  # noqa: E731
+    rows = _seeds.over(options, of_net, lambda seed: [run(task, scored, seed, shares)])
     harness.show(f"{options.net}: {UNITS[options.net]}", ("", "mean", "deviation", "of soft targets"), cells(rows))
-    harness.finish(keys(rows, options.net), options.out, rows=rows, options=vars(options) | {"shares": shares})
+    _seeds.finish(options, of_net(rows), rows)
 
 
 def cells(rows: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:

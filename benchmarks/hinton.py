@@ -8,14 +8,13 @@ without threes 206, and with the bias 109 (Hinton et al., 2015). Nothing is chos
 scores other images, and `--sweep` tries temperatures on them, for a small student too.
 """
 
-import argparse
 from statistics import mean, stdev
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import _hinton, _lenet, harness
+from benchmarks import _hinton, _lenet, _seeds, harness
 from benchmarks._hinton import Recipe
 from benchmarks._lenet import Part, Parts
 from benchmarks.structured import digits
@@ -59,7 +58,6 @@ def run(seed: int, data: Parts, scored: Part, shorter: int) -> dict[str, Any]:
     others = Part(data.train.image[known], data.train.label[known])
     without = _hinton.train(distilled, others, said[known], seed + 100)
     row["without threes"] = biased(without, data.validation, scored)
-    print(row, flush=True)
     return row
 
 
@@ -81,26 +79,18 @@ def sweep(seed: int, data: Parts, shorter: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("mnist", "fashion-mnist"), default="mnist")
-    parser.add_argument("--quick", action="store_true", help="the digits, one seed, one epoch")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser = _seeds.arguments(__doc__, "the digits, one epoch", "mnist")
     parser.add_argument("--sweep", action="store_true", help="temperatures, on validation data")
-    parser.add_argument("--validation", action="store_true", help="score validation data, and do not train on them")
-    parser.add_argument("--out", help="write the results as JSON")
     options = parser.parse_args()
     whole = not (options.validation or options.sweep)
     data = digits() if options.quick else _lenet.parts(options.data, whole, standardized=False)
-    seeds, shorter = (1, 10**6) if options.quick else (options.seeds, 1)
+    shorter = 10**6 if options.quick else 1
     scored = data.validation if options.validation else data.test
-    rows: list[dict[str, Any]] = []
-    for seed in range(options.first, options.first + seeds):
-        rows += sweep(seed, data, shorter) if options.sweep else [run(seed, data, scored, shorter)]
-        harness.write(keys(rows), options.out, rows=rows, options=vars(options))
+    each = (lambda seed: sweep(seed, data, shorter)) if options.sweep else (lambda s: [run(s, data, scored, shorter)])
+    rows = _seeds.over(options, keys, each)
     images = len((data.validation if options.sweep else scored).label)
     harness.show(f"errors of {images:,} images of {options.data}", ("", "mean", "deviation"), cells(rows))
-    harness.finish(keys(rows), options.out, rows=rows, options=vars(options))
+    _seeds.finish(options, keys(rows), rows)
 
 
 def figures(row: dict[str, Any]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import _ladder, _nets, _novels, harness
+from benchmarks import _ladder, _nets, _novels, _seeds, harness
 from benchmarks._ladder import Task
 from benchmarks._lenet import Part, parts
 from benchmarks.structured import digits, error
@@ -87,24 +87,17 @@ def keys(rows: list[dict[str, Any]], bits: tuple[int, ...]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _seeds.arguments(__doc__, "the digits, one epoch, 4 bits, no training afterwards")
     parser.add_argument("--net", choices=TASKS, default="cnn")
-    parser.add_argument("--quick", action="store_true", help="the digits, one epoch, 4 bits, no training afterwards")
-    parser.add_argument("--validation", action="store_true", help="score validation data, and do not train on them")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--out", help="write the results as JSON")
     options = parser.parse_args()
     bits, methods = ((4,), ("nearest", "gptq", "adaround")) if options.quick else (BITS, AFTER)
-    task, rows = TASKS[options.net](options), []
-    for seed in range(options.first, options.first + (1 if options.quick else options.seeds)):
-        rows.append(run(task, seed, bits, methods, not options.quick))
-        harness.write(keys(rows, bits), options.out, rows=rows, options=vars(options))
+    task, at = TASKS[options.net](options), lambda rows: keys(rows, bits)
+    rows = _seeds.over(options, at, lambda seed: [run(task, seed, bits, methods, not options.quick)])
     show = lambda pair: "{:.2f} +- {:.2f}".format(*pair) if pair else ""  # noqa: E731
     cells = [(name, *(show(each.get(str(b))) for b in bits)) for name, each in summary(rows, bits).items()]
     dense = ", ".join(f"{n} {mean(row[n] for row in rows):.2f}" for n in ("float", "float, trained on") if n in rows[0])
     harness.show(f"{UNITS[options.net]}, by bits of the weights ({dense})", ("method", *map(str, bits)), cells)
-    harness.finish(keys(rows, bits), options.out, rows=rows, options=vars(options))
+    _seeds.finish(options, at(rows), rows)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ SR+DR 0.58, 0.66 and 1.03 % (Louizos et al., 2019). Dropout on the dense layers,
 `--validation`.
 """
 
-import argparse
 from statistics import mean, stdev
 from typing import Any
 
 import jax
 
-from benchmarks import _lenet, _lenet5, harness
+from benchmarks import _lenet, _lenet5, _seeds, harness
 from benchmarks._lenet import Part
 from benchmarks._lenet5 import Recipe
 from benchmarks.structured import digits, error
@@ -69,28 +68,18 @@ def run(seed: int, data: Part, scored: Part, bits: tuple[int, ...], first: Recip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("mnist", "fashion-mnist"), default="mnist")
-    parser.add_argument("--quick", action="store_true", help="the digits, one epoch each, 2 bits")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--validation", action="store_true", help="score validation data, and do not train on them")
-    parser.add_argument("--out", help="write the results as JSON")
-    options = parser.parse_args()
+    options = _seeds.arguments(__doc__, "the digits, one epoch each, 2 bits", "mnist").parse_args()
     data = digits() if options.quick else _lenet.parts(options.data, not options.validation, standardized=False)
     scored = data.validation if options.validation else data.test
     bits, first = ((2,), FIRST._replace(epochs=1)) if options.quick else (BITS, FIRST)
-    rows: list[dict[str, Any]] = []
-    for seed in range(options.first, options.first + (1 if options.quick else options.seeds)):
-        rows.append(run(seed, data.train, scored, bits, first, options.quick))
-        harness.write(keys(rows), options.out, rows=rows, options=vars(options))
+    rows = _seeds.over(options, keys, lambda seed: [run(seed, data.train, scored, bits, first, options.quick)])
     cells = []
     for name in [name for name in rows[0] if name != "seed"]:
         errors = [row[name]["error"] for row in rows]
         spread = stdev(errors) if len(errors) > 1 else 0.0
         cells.append((name, f"{mean(errors):.2f} +- {spread:.2f}", mean(row[name]["bytes"] for row in rows)))
     harness.show(f"LeNet-5 on {options.data}, bits of weights/activations", ("", "error, %", "bytes"), cells)
-    harness.finish(keys(rows), options.out, rows=rows, options=vars(options))
+    _seeds.finish(options, keys(rows), rows)
 
 
 def keys(rows: list[dict[str, Any]]) -> dict[str, float]:

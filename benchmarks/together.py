@@ -6,7 +6,6 @@ residual CNN. What is scored has been through its file, and the bytes are those 
 images that choices may be made on.
 """
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from itertools import combinations
@@ -17,7 +16,7 @@ import jax
 import optax
 
 import jaxopt_compress as jc
-from benchmarks import _lenet, _nets, harness
+from benchmarks import _lenet, _nets, _seeds, harness
 from benchmarks._lenet import KERNELS, Part, Recipe, Taught
 from benchmarks.structured import digits
 from benchmarks.structured import train as train_alone
@@ -69,24 +68,14 @@ def run(seed: int, data: Part, scored: Part, recipe: Recipe, teacher_epochs: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("mnist", "fashion-mnist"), default="fashion-mnist")
-    parser.add_argument("--quick", action="store_true", help="the digits, one seed, a few epochs")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--validation", action="store_true", help="score validation data, and do not train on them")
-    parser.add_argument("--out", help="write the results as JSON")
-    options = parser.parse_args()
+    options = _seeds.arguments(__doc__, "the digits, a few epochs", "fashion-mnist").parse_args()
     data = digits() if options.quick else _lenet.parts(options.data, whole=not options.validation)
     scored = data.validation if options.validation else data.test
     recipe, epochs = (RECIPE._replace(epochs=3), 1) if options.quick else (RECIPE, TEACHER_EPOCHS)
-    rows: list[dict[str, Any]] = []
-    for seed in range(options.first, options.first + (1 if options.quick else options.seeds)):
-        rows.append(run(seed, data.train, scored, recipe, epochs))
-        harness.write(keys(rows), options.out, rows=rows, options=vars(options))
+    rows = _seeds.over(options, keys, lambda seed: [run(seed, data.train, scored, recipe, epochs)])
     columns = ("", "error, %", "to none, points", "bytes")
     harness.show(f"LeNet-300-100 on {options.data}", columns, cells(rows))
-    harness.finish(keys(rows), options.out, rows=rows, options=vars(options))
+    _seeds.finish(options, keys(rows), rows)
 
 
 def cells(rows: list[dict[str, Any]]) -> list[tuple[str, str, str, str]]:

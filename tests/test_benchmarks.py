@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import _aot
+from benchmarks import _aot, _seeds
 from examples.data import load
 
 ROOT = Path(__file__).parent.parent
@@ -107,3 +107,19 @@ def test_pictures_are_drawn_from_the_committed_results(name, nets, tmp_path):
     command = [sys.executable, "-m", f"benchmarks.{name}_plot", *results]
     subprocess.run([*command, "--out", str(tmp_path / "out.png")], cwd=ROOT, check=True)
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_are_run_on_where_they_stopped(tmp_path):
+    """Without `--resume` nothing old is kept; with it nothing is run twice, and other options are refused."""
+    ran, out = [], str(tmp_path / "out.json")
+
+    def seeds(*arguments):
+        options = _seeds.arguments("", "less", "mnist").parse_args(["--out", out, *arguments])
+        return _seeds.over(options, lambda rows: {"count": len(rows)}, lambda s: ran.append(s) or [{"seed": s}])
+
+    seeds("--seeds", "2")
+    assert seeds("--seeds", "4", "--resume") == [{"seed": s} for s in range(4)] and ran == [0, 1, 2, 3]
+    assert json.loads(Path(out).read_text())["ratios"] == {"count": 4}
+    with pytest.raises(SystemExit, match="of other options: data"):
+        seeds("--resume", "--data", "fashion-mnist")
+    assert seeds("--seeds", "1") == [{"seed": 0}] and ran == [0, 1, 2, 3, 0]
