@@ -4,14 +4,15 @@ A scale has the axes of its operand, of length 1 where the operand is summed ove
 broadcasts with the output.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxopt_compress.graph import Site
 
@@ -98,31 +99,73 @@ class Dot:
     def transposed(self, side: int, g: jax.Array, other: jax.Array) -> jax.Array:
         """Return the cotangent of an operand in float32, given that of the output and the other operand."""
         batch, mine, others = len(self.batch[0]), self.free(side), self.free(1 - side)
-        rank = sorted(self.contracting[1 - side])  # what is left of the other operand, in its own order
+        rank = tuple(sorted(self.contracting[1 - side]))  # what is left of the other operand, in its own order
         paired = tuple(self.contracting[side][self.contracting[1 - side].index(axis)] for axis in rank)
         start = batch + len(mine) if side == 0 else batch
         places = tuple(range(start, start + len(others)))
         left = tuple(axis for axis in range(batch, g.ndim) if axis not in places)
-        sizes = (*g.shape[:batch], *(g.shape[axis] for axis in left), *(other.shape[axis] for axis in rank))
-        found = _matrix_product(
-            _matrix(g, batch, left, places), _matrix(other, batch, rank, others, self.batch[1 - side])
-        )
-        order = (*self.batch[side], *mine, *paired)
-        return lax.transpose(found.reshape(sizes), [order.index(axis) for axis in range(self.ndims[side])])
+        parts = [
+            _Part(g, tuple(range(batch)), left, places, mine),
+            _Part(other, self.batch[1 - side], rank, others, paired),
+        ]
+        parts.sort(key=lambda part: (part.turned, part.into))  # of equals, as the operand lies
+        found = _matrix_product(*parts)
+        order = (*self.batch[side], *parts[0].into, *parts[1].into)
+        return lax.transpose(found, [order.index(axis) for axis in range(self.ndims[side])])
 
 
-def _matrix(x: jax.Array, batch: int, rows: Sequence[int], columns: Sequence[int], first: Axes | None = None):
-    """View an array as matrices. XLA:CPU cannot run products of bfloat16 with several axes in place of one."""
-    first = tuple(range(batch)) if first is None else first
-    x = lax.transpose(x, (*first, *rows, *columns))
-    sizes = x.shape[:batch], x.shape[batch : batch + len(rows)], x.shape[batch + len(rows) :]
-    return x.reshape((*sizes[0], prod(sizes[1]), prod(sizes[2])))
+class _Part(NamedTuple):
+    """A factor of a cotangent.
+
+    Attributes:
+      x: the array.
+      batch: its axes that go together with those of the other factor.
+      kept: its axes that come out.
+      summed: its axes that are summed over.
+      into: where the ones that come out stand in the operand.
+    """
+
+    x: jax.Array
+    batch: Axes
+    kept: Axes
+    summed: Axes
+    into: Axes
+
+    @property
+    def turned(self) -> int:
+        """Return how many numbers have to move to be rows of what is summed over."""
+        return 0 if self.kept < self.summed else self.x.size
+
+    def matrix(self, *groups: Axes) -> jax.Array:
+        """View it as matrices. XLA:CPU cannot run products of bfloat16 with several axes in place of one."""
+        x = lax.transpose(self.x, (*self.batch, *(axis for group in groups for axis in group)))
+        sizes = x.shape[: len(self.batch)]
+        return x.reshape((*sizes, *(prod(self.x.shape[axis] for axis in group) for group in groups)))
 
 
-def _matrix_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Multiply `(..., m, k)` and `(..., n, k)`, in float32."""
-    batch = tuple(range(a.ndim - 2))
-    return lax.dot_general(a, b, (((a.ndim - 1,), (a.ndim - 1,)), (batch, batch)), preferred_element_type=jnp.float32)
+def _matrix_product(a: _Part, b: _Part) -> jax.Array:
+    """Multiply and add up in float32."""
+    run = lambda lay: lambda x, y: _multiplied(a._replace(x=x), b._replace(x=y), lay)  # noqa: E731
+    found = lax.platform_dependent(a.x, b.x, cpu=run(_row_major), default=run(lambda x: x))
+    sizes = (part.x.shape[axis] for part in (a, b) for axis in part.kept)
+    return found.reshape((*found.shape[: len(a.batch)], *sizes))
+
+
+def _multiplied(a: _Part, b: _Part, lay: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Multiply as matrices, each of which `lay` has laid out.
+
+    XLA:CPU has kernels of bfloat16 for rows of what is summed over, on the left; a transposed matrix, which it would
+    rather take as it lies, takes 5 times as long, or has none at all. The smaller factor is the one that is turned.
+    """
+    batch, last = tuple(range(len(a.batch))), not b.turned
+    rows = lay(a.matrix(a.kept, a.summed))
+    columns = lay(b.matrix(b.kept, b.summed) if last else b.matrix(b.summed, b.kept))
+    numbers = (((len(batch) + 1,), (len(batch) + last,)), (batch, batch))
+    return lay(lax.dot_general(rows, columns, numbers, preferred_element_type=jnp.float32))
+
+
+def _row_major(x: jax.Array) -> jax.Array:
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
 @dataclass(frozen=True)
