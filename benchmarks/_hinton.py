@@ -30,7 +30,8 @@ class Recipe(NamedTuple):
       epochs: passes over the data.
       rate: the first learning rate.
       batch: images a step.
-      regularized: whether images are shifted, inputs dropped and norms bounded.
+      regularized: whether inputs of layers are dropped and norms bounded.
+      shifts: whether images are shifted, for the teacher too.
       temperature: of the teacher's targets.
       alpha: the teacher's share of the loss; 0 needs no teacher.
     """
@@ -40,6 +41,7 @@ class Recipe(NamedTuple):
     rate: float = 1e-3
     batch: int = 100
     regularized: bool = False
+    shifts: bool = False
     temperature: float = 20.0
     alpha: float = 0.0
 
@@ -85,21 +87,21 @@ def shifted(images: jax.Array, key: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames="recipe")
-def train(recipe: Recipe, data: Part, said: jax.Array | None, seed: jax.Array | int) -> Any:
-    """Return parameters; `said` are the logits of a teacher, a row an image."""
+def train(recipe: Recipe, data: Part, teacher: Params | None, seed: jax.Array | int) -> Any:
+    """Return parameters; a teacher says what it says of each image as the student sees it."""
     each = len(data.label) // recipe.batch
     tx = jc.optimizers.adam(optax.cosine_decay_schedule(recipe.rate, recipe.epochs * each))
     starts, orders, draws = jax.random.split(jax.random.key(seed), 3)
+    said = None if teacher is None or recipe.shifts else logits(teacher, data.image)
 
     def loss(params, rows, key):
         image, label = data.image[rows], data.label[rows]
-        if recipe.regularized:
-            logits = forward(params, shifted(image, key), jax.random.fold_in(key, 1))
-        else:
-            logits = forward(params, image)
-        if said is None:
-            return distillation.cross_entropy(logits, label).mean()
-        return distillation.kd(logits, said[rows], label, temperature=recipe.temperature, alpha=recipe.alpha).mean()
+        image = shifted(image, key) if recipe.shifts else image
+        found = forward(params, image, jax.random.fold_in(key, 1) if recipe.regularized else None)
+        if teacher is None:
+            return distillation.cross_entropy(found, label).mean()
+        theirs = forward(teacher, image) if said is None else said[rows]
+        return distillation.kd(found, theirs, label, temperature=recipe.temperature, alpha=recipe.alpha).mean()
 
     def step(carry, inputs):
         params, state = carry

@@ -140,7 +140,9 @@ class _Reader:
 def _session(path: str, x: jax.Array) -> Callable[[], Any]:
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()  # its threads must not go on spinning while others are timed
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     given = {"x": np.asarray(x)}
     return lambda: session.run(None, given)[0]
 

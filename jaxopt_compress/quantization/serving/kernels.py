@@ -54,6 +54,8 @@ def _by_groups(x: jax.Array, weight: Quantized, steps: Callable[[Quantized], jax
 
 
 def _product(x: jax.Array, w: jax.Array, sums: Any) -> jax.Array:
+    if len(w) == 1:  # which XLA:CPU would take for a batch
+        return lax.dot_general(x[0], w[0], (((1,), (1,)), ((), ())), preferred_element_type=sums)[None]
     return lax.dot_general(x, w, (((2,), (2,)), ((0,), (0,))), preferred_element_type=sums)
 
 
