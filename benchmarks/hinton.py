@@ -50,13 +50,12 @@ def run(seed: int, data: Parts, scored: Part, shorter: int) -> dict[str, Any]:
         recipe._replace(epochs=max(recipe.epochs // shorter, 1)) for recipe in (TEACHER, STUDENT, DISTILLED)
     )
     teacher = _hinton.train(teacher_recipe, data.train, None, seed)
-    said = _hinton.logits(teacher, data.train.image)
     row: dict[str, Any] = {"seed": seed, "teacher": wrong(teacher, scored)}
     row["student"] = wrong(_hinton.train(student, data.train, None, seed + 100), scored)
-    row["distilled"] = wrong(_hinton.train(distilled, data.train, said, seed + 100), scored)
+    row["distilled"] = wrong(_hinton.train(distilled, data.train, teacher, seed + 100), scored)
     known = np.flatnonzero(np.asarray(data.train.label) != WITHHELD)
     others = Part(data.train.image[known], data.train.label[known])
-    without = _hinton.train(distilled, others, said[known], seed + 100)
+    without = _hinton.train(distilled, others, teacher, seed + 100)
     row["without threes"] = biased(without, data.validation, scored)
     return row
 
@@ -64,7 +63,7 @@ def run(seed: int, data: Parts, scored: Part, shorter: int) -> dict[str, Any]:
 def sweep(seed: int, data: Parts, shorter: int) -> list[dict[str, Any]]:
     """Return the validation errors of students by their width and the temperature."""
     teacher = _hinton.train(TEACHER._replace(epochs=max(TEACHER.epochs // shorter, 1)), data.train, None, seed)
-    said, rows = _hinton.logits(teacher, data.train.image), []
+    rows = []
     print({"seed": seed, "teacher": wrong(teacher, data.validation)}, flush=True)
     for width in WIDTHS:
         small = STUDENT._replace(widths=(784, width, width, 10), epochs=max(STUDENT.epochs // shorter, 1))
@@ -72,7 +71,7 @@ def sweep(seed: int, data: Parts, shorter: int) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"seed": seed, "width": width, "plain": plain}
         for temperature in TEMPERATURES:
             taught = small._replace(alpha=DISTILLED.alpha, temperature=temperature)
-            row[f"{temperature:g}"] = wrong(_hinton.train(taught, data.train, said, seed + 100), data.validation)
+            row[f"{temperature:g}"] = wrong(_hinton.train(taught, data.train, teacher, seed + 100), data.validation)
         rows.append(row)
         print(row, flush=True)
     return rows
