@@ -258,6 +258,7 @@ def test_no_whole_weight_is_unpacked(scheme, rows):
     assert memory.temp_size_in_bytes < 3 * n * n
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [Scheme(), Scheme(Integers(4)), FLOATS["bfloat16"]], ids=["w8a8", "w4a8", "w8"])
 def test_a_weight_without_a_batch_is_multiplied_without_one(scheme):
     """XLA:CPU multiplies a batch of one in the way of batches, which takes 1.2 times as long."""
