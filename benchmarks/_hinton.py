@@ -30,8 +30,7 @@ class Recipe(NamedTuple):
       epochs: passes over the data.
       rate: the first learning rate.
       batch: images a step.
-      regularized: whether inputs of layers are dropped and norms bounded.
-      shifts: whether images are shifted, for the teacher too.
+      regularized: whether images are shifted, inputs dropped and norms bounded.
       temperature: of the teacher's targets.
       alpha: the teacher's share of the loss; 0 needs no teacher.
     """
@@ -41,7 +40,6 @@ class Recipe(NamedTuple):
     rate: float = 1e-3
     batch: int = 100
     regularized: bool = False
-    shifts: bool = False
     temperature: float = 20.0
     alpha: float = 0.0
 
@@ -88,20 +86,19 @@ def shifted(images: jax.Array, key: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnames="recipe")
 def train(recipe: Recipe, data: Part, teacher: Params | None, seed: jax.Array | int) -> Any:
-    """Return parameters; a teacher says what it says of each image as the student sees it."""
+    """Return parameters; a teacher says what it says of the images as they are."""
     each = len(data.label) // recipe.batch
     tx = jc.optimizers.adam(optax.cosine_decay_schedule(recipe.rate, recipe.epochs * each))
     starts, orders, draws = jax.random.split(jax.random.key(seed), 3)
-    said = None if teacher is None or recipe.shifts else logits(teacher, data.image)
+    said = None if teacher is None else logits(teacher, data.image)
 
     def loss(params, rows, key):
         image, label = data.image[rows], data.label[rows]
-        image = shifted(image, key) if recipe.shifts else image
+        image = shifted(image, key) if recipe.regularized else image
         found = forward(params, image, jax.random.fold_in(key, 1) if recipe.regularized else None)
-        if teacher is None:
+        if said is None:
             return distillation.cross_entropy(found, label).mean()
-        theirs = forward(teacher, image) if said is None else said[rows]
-        return distillation.kd(found, theirs, label, temperature=recipe.temperature, alpha=recipe.alpha).mean()
+        return distillation.kd(found, said[rows], label, temperature=recipe.temperature, alpha=recipe.alpha).mean()
 
     def step(carry, inputs):
         params, state = carry

@@ -19,7 +19,7 @@ from benchmarks._hinton import Recipe
 from benchmarks._lenet import Part, Parts
 from benchmarks.structured import digits
 
-TEACHER = Recipe((784, 1200, 1200, 10), 80, regularized=True, shifts=True)
+TEACHER = Recipe((784, 1200, 1200, 10), 80, regularized=True)
 STUDENT = Recipe((784, 800, 800, 10), 40)
 DISTILLED = STUDENT._replace(alpha=0.9, temperature=20.0)
 WITHHELD = 3

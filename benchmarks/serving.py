@@ -3,7 +3,8 @@
 One dense layer of 4096 x 4096 in every format that is served, and whole nets (an MLP with 10M parameters, a vision
 transformer with 5M, a residual CNN with 11M at 32 x 32 pixels) in int8, against float32 in JAX, at several batch sizes:
 compiled, interleaved, medians of ratios (2 is twice as fast). qwix, AQT, PyTorch, torchao and onnxruntime run beside
-them if they are installed. Masked or rounded floats are no faster than floats and are not in the table.
+them if they are installed, with `OMP_WAIT_POLICY=PASSIVE` in the environment, so that idle threads do not spin while
+others are timed. Masked or rounded floats are no faster than floats and are not in the table.
 """
 
 import argparse
