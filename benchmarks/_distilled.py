@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +61,7 @@ class Pair(NamedTuple):
       data: what the student is trained on.
       epochs: of the student.
       batch: examples a step.
+      folder: for what the teacher says of the data, which all losses ask for.
     """
 
     net: _nets.Net
@@ -67,6 +69,7 @@ class Pair(NamedTuple):
     data: Part
     epochs: float
     batch: int
+    folder: Path
 
 
 PLAIN = Method(lambda extra, student, teacher, batch, key: (jnp.zeros(()), extra.held))
@@ -82,13 +85,14 @@ def train(pair: Pair, method: Method, share: float, seed: int) -> Any:
     rate = optax.warmup_cosine_decay_schedule(0.0, net.rate, steps // 20, steps)
     tx: Any = _apart(rate) if method.apart else net.optimizer(rate)
     beside = optax.adam(1e-3)
-    variables, slopes, extra = _started(pair, method, seed)
+    teacher, shapes = _asked(pair, method.taps)
+    variables, slopes, extra = _started(pair, method, shapes, seed)
 
     @jax.jit
-    def step(carry: Any, batch: Batch, number: jax.Array) -> Any:
+    def step(carry: Any, batch: Batch, said: Any, number: jax.Array) -> Any:
         variables, extra, state, other = carry
         key = jax.random.fold_in(jax.random.key(seed), number)
-        gradients, own, stats, held = slopes(variables, extra, batch, key)
+        gradients, own, stats, held = slopes(variables, extra, batch, said, key)
         total = d.balanced(gradients, {"loss": share}, "task")
         if method.apart:
             taught = jax.tree.map(jnp.subtract, total, gradients["task"])
@@ -102,7 +106,7 @@ def train(pair: Pair, method: Method, share: float, seed: int) -> Any:
 
     carry = variables, extra, tx.init(variables["params"]), beside.init(extra.trained)
     for number, batch in enumerate(_batches(pair, steps, seed)):
-        carry = step(carry, batch, np.uint32(number))
+        carry = step(carry, batch, teacher[batch.examples], np.uint32(number))
     return carry[0]
 
 
@@ -124,16 +128,25 @@ def _apart(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
     return optax.chain(decay, optax.clip_by_global_norm(1.0), d.dot(), optax.scale_by_learning_rate(rate))
 
 
-def _started(pair: Pair, method: Method, seed: int) -> tuple[Any, Callable, Extra]:
-    """Return variables, `(variables, extra, batch, key) -> (gradients, own, stats, held)`, and what the loss needs."""
+def _asked(pair: Pair, taps: tuple[str, ...]) -> tuple[d.Store, dict[str, jax.ShapeDtypeStruct]]:
+    """Return what the teacher says of every example, logits and features by tap, and a batch's shapes of features."""
+    image = pair.data.image
+    teacher = d.tap(pair.net.apply, taps, pair.variables, image[: pair.batch])
+    of = {"teacher": d.fingerprint(pair.variables), "data": d.fingerprint(image)}
+    folder = pair.folder / d.fingerprint(taps)[:16]
+    d.build_store(folder, teacher, pair.variables, np.arange(len(image)), lambda keys: image[keys], of=of)
+    like = jax.eval_shape(teacher, pair.variables, image[: pair.batch])
+    return d.open_store(folder, of=of, like=like), teacher.shapes
+
+
+def _started(pair: Pair, method: Method, shapes: Any, seed: int) -> tuple[Any, Callable, Extra]:
+    """Return variables, `(variables, extra, batch, said, key) -> (gradients, own, stats, held)`, and the loss's own."""
     key, some = jax.random.key(seed), pair.data.image[: pair.batch]
     variables = pair.net.init(key, pair.net.width)
     student = d.tap(pair.net.train, method.taps, variables, some)
-    teacher = d.tap(pair.net.apply, method.taps, pair.variables, some)
 
-    def slopes(variables: Any, extra: Extra, batch: Batch, key: jax.Array) -> Any:
-        said, features = teacher(pair.variables, batch.image)
-        theirs = {"logits": said, **features}
+    def slopes(variables: Any, extra: Extra, batch: Batch, said: Any, key: jax.Array) -> Any:
+        theirs = {"logits": said[0], **said[1]}
 
         def forward(params: Any) -> Any:
             (logits, stats), features = student({**variables, "params": params}, batch.image)
@@ -148,7 +161,5 @@ def _started(pair: Pair, method: Method, seed: int) -> tuple[Any, Callable, Extr
         (loss, own), held = jax.grad(taught, (0, 1), has_aux=True)(mine, extra.trained)
         return {"task": back(task)[0], "loss": back(loss)[0]}, own, stats, held
 
-    extra = method.extra(
-        jax.random.fold_in(key, 1), student.shapes, teacher.shapes, pair.variables, len(pair.data.label)
-    )
-    return variables, slopes, extra
+    own = jax.random.fold_in(key, 1)
+    return variables, slopes, method.extra(own, student.shapes, shapes, pair.variables, len(pair.data.label))

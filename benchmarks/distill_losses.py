@@ -4,13 +4,15 @@
 
 A residual CNN teaches one of a third of its width on Fashion-MNIST, a transformer one of a quarter of its width on the
 characters of five novels (the sixth is the test). Every student is trained for as many steps, with the labels and one
-loss more. The gradient of that loss is a share of the length of the labels' gradient; `--validation` tries shares on
-validation data; `SHARES` is for the best of each loss, and 2 is taken where nothing was chosen yet. Plain distillation
-is "soft targets".
+loss more; what the teacher says is computed once and read from a store. The gradient of that loss is a share of the
+length of the labels' gradient; `--validation` tries shares on validation data; `SHARES` is for the best of each loss,
+and 2 is taken where nothing was chosen yet. Plain distillation is "soft targets".
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
@@ -74,14 +76,15 @@ def run(task: Task, scored: Part, seed: int, shares: dict[str, tuple[float, ...]
     variables = task.net.init(jax.random.key(seed), task.net.width)
     teacher = train_alone(task.net, task.net.train, variables, task.data.train, task.epochs[0], seed, task.batch)
     student = task.net._replace(width=task.width)
-    pair = Pair(student, teacher, task.data.train, task.epochs[1], task.batch)
     row: dict[str, Any] = {"seed": seed, "teacher": task.score(task.net.apply, teacher, scored)}
-    for name, tried in {"plain": (0.0,), **shares}.items():
-        method = PLAIN if name == "plain" else task.methods[name]
-        for share in tried:
-            key = name if len(tried) == 1 else f"{name}, {share:g}"
-            row[key] = task.score(student.apply, train(pair, method, share, seed + 100), scored)
-            print(seed, key, row[key], flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        pair = Pair(student, teacher, task.data.train, task.epochs[1], task.batch, Path(folder))
+        for name, tried in {"plain": (0.0,), **shares}.items():
+            method = PLAIN if name == "plain" else task.methods[name]
+            for share in tried:
+                key = name if len(tried) == 1 else f"{name}, {share:g}"
+                row[key] = task.score(student.apply, train(pair, method, share, seed + 100), scored)
+                print(seed, key, row[key], flush=True)
     return row
 
 
