@@ -19,7 +19,7 @@ Params = dict[str, Any]
 PRODUCT = Dot(contracting=((1,), (0,)), batch=((), ()), ndims=(2, 2))
 SHIFT = 2  # pixels, each way
 MOST_NORM = 3.5  # of what goes into a neuron of the large net
-DROPPED = (0.1, 0.3, 0.3)  # shares of the inputs of its layers
+DROPPED = (26, 77, 77)  # of 256 inputs of its layers, on average
 
 
 class Recipe(NamedTuple):
@@ -69,11 +69,17 @@ def forward(params: Params, x: jax.Array, key: jax.Array | None = None) -> jax.A
     for number, (name, layer) in enumerate(params.items()):
         if key is not None:
             key, mine = jax.random.split(key)
-            share = DROPPED[number]
-            x = x * jax.random.bernoulli(mine, 1 - share, x.shape) / (1 - share)
+            x = dropped(x, DROPPED[number], mine)
         x = product(x, layer["kernel"]) + layer["bias"]
         x = x if name == list(params)[-1] else jax.nn.relu(x)
     return x
+
+
+def dropped(x: jax.Array, share: int, key: jax.Array) -> jax.Array:
+    """Replace `share / 256` of the values by zeros and scale the others up; drawing bytes is faster than floats."""
+    words = jax.random.bits(key, (len(x), -(-x.shape[1] // 4)), jnp.uint32)
+    drawn = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(len(x), -1)[:, : x.shape[1]]
+    return jnp.where(drawn < share, 0, x * (256 / (256 - share)))
 
 
 def shifted(images: jax.Array, key: jax.Array) -> jax.Array:
