@@ -55,6 +55,7 @@ class Recipe(NamedTuple):
       learning_rate: of SGD with Nesterov momentum 0.9, warmed up for one step in fifty, then along a cosine to zero.
       decay: L2 penalty on kernels.
       smoothing: of the labels.
+      longest: a gradient over all parameters, which is cut to this length; None for no bound.
     """
 
     epochs: int
@@ -62,6 +63,7 @@ class Recipe(NamedTuple):
     learning_rate: float = 0.1
     decay: float = 5e-4
     smoothing: float = 0.0
+    longest: float | None = None
 
     def steps(self, data: Part) -> int:
         """Return the number of steps of a run."""
@@ -137,7 +139,8 @@ def train(
     rate = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, steps // 50, steps)
     kernels = partial(jax.tree.map, lambda w: w.ndim > 1)
     decay = optax.add_decayed_weights(recipe.decay, mask=kernels)
-    tx = jc.attach(optax.chain(decay, optax.sgd(rate, momentum=0.9, nesterov=True)), t)
+    cut = optax.identity() if recipe.longest is None else optax.clip_by_global_norm(recipe.longest)
+    tx = jc.attach(optax.chain(cut, decay, optax.sgd(rate, momentum=0.9, nesterov=True)), t)
 
     def step(carry, rows):
         params, state = carry
