@@ -26,7 +26,29 @@ from benchmarks.structured import digits, error
 from benchmarks.structured import train as train_alone
 
 TRIED = (0.5, 2.0, 8.0)
-SHARES: dict[str, dict[str, float]] = {"cnn": {}, "text": {}}
+SHARES: dict[str, dict[str, float]] = {
+    "cnn": {
+        "soft targets": 2.0,
+        "reverse": 0.5,
+        "jsd": 0.5,
+        "dkd": 0.5,
+        "dist": 2.0,
+        "standardized": 0.5,
+        "top 3": 0.5,
+        "two momenta": 0.5,
+        "hint": 0.5,
+        "attention": 0.5,
+        "selectivity": 0.5,
+        "vid": 0.5,
+        "ofd": 2.0,
+        "review": 0.5,
+        "distances, angles": 0.5,
+        "similarity": 2.0,
+        "pkt": 0.5,
+        "crd": 0.5,
+    },
+    "text": {},
+}
 UNITS = {"cnn": "error, %", "text": "bits per character"}
 
 
