@@ -75,7 +75,7 @@ def sweep(seed: int, data: Parts, shorter: int) -> list[dict[str, Any]]:
         plain = wrong(_hinton.train(small, data.train, None, seed + 100), data.validation)
         row: dict[str, Any] = {"seed": seed, "width": width, "plain": plain}
         for temperature in TEMPERATURES:
-            taught = small._replace(**{**TEACHES, "temperature": temperature})
+            taught = small._replace(**TEACHES | {"temperature": temperature})
             row[f"{temperature:g}"] = wrong(_hinton.train(taught, data.train, teacher, seed + 100), data.validation)
         rows.append(row)
         print(row, flush=True)
