@@ -25,7 +25,7 @@ from benchmarks._lenet import Part, Parts, parts
 from benchmarks.structured import digits, error
 from benchmarks.structured import train as train_alone
 
-TRIED = (0.5, 2.0, 8.0)
+CHOSEN = 2.0  # where nothing is
 SHARES: dict[str, dict[str, float]] = {
     "cnn": {
         "soft targets": 2.0,
@@ -114,10 +114,12 @@ def main() -> None:
     parser = _seeds.arguments(__doc__, "the digits, two losses")
     parser.add_argument("--net", choices=TASKS, default="cnn")
     parser.add_argument("--losses", nargs="+", help="by default all")
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.125, 0.5, 2.0, 8.0], help="on validation data")
     options = parser.parse_args()
     task = TASKS[options.net](options)
     names = options.losses or (["soft targets", "review"] if options.quick else list(task.methods))
-    shares = {name: TRIED if options.validation else (SHARES[options.net].get(name, TRIED[1]),) for name in names}
+    tried = tuple(options.shares)
+    shares = {n: tried if options.validation else (SHARES[options.net].get(n, CHOSEN),) for n in names}
     scored = task.data.validation if options.validation else task.data.test
     options.shares = shares  # to be kept with the results
     of_net = lambda rows: keys(rows, options.net)  # noqa: E731
