@@ -1,7 +1,6 @@
 """A student that is trained with one more loss, whatever that compares, at one and the same budget."""
 
-from collections.abc import Callable
-from itertools import islice
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,24 +51,44 @@ class Method(NamedTuple):
     apart: bool = False
 
 
+class Run(NamedTuple):
+    """How a net is trained.
+
+    Attributes:
+      net: its family, at its width.
+      epochs: passes over the data.
+      batch: examples a step.
+    """
+
+    net: _nets.Net
+    epochs: int
+    batch: int
+
+
 class Pair(NamedTuple):
     """A teacher and its student, of one family.
 
     Attributes:
-      net: the family, at the width of the student.
-      variables: the trained teacher's.
+      student: how it is trained.
+      teacher: its variables, trained.
       data: what the student is trained on.
-      epochs: of the student.
-      batch: examples a step.
       folder: for what the teacher says of the data, which all losses ask for.
     """
 
-    net: _nets.Net
-    variables: Any
+    student: Run
+    teacher: Any
     data: Part
-    epochs: float
-    batch: int
     folder: Path
+
+    @property
+    def steps(self) -> int:
+        """Return how many steps the student is trained."""
+        return self.student.epochs * (len(self.data.label) // self.student.batch)
+
+    @property
+    def some(self) -> jax.Array:
+        """Return the images of a batch."""
+        return self.data.image[: self.student.batch]
 
 
 PLAIN = Method(lambda extra, student, teacher, batch, key: (jnp.zeros(()), extra.held))
@@ -81,8 +100,8 @@ def train(pair: Pair, method: Method, share: float, seed: int) -> Any:
     Returns:
       The student's variables.
     """
-    net, steps = pair.net, _steps(pair)
-    rate = optax.warmup_cosine_decay_schedule(0.0, net.rate, steps // 20, steps)
+    net = pair.student.net
+    rate = optax.warmup_cosine_decay_schedule(0.0, net.rate, pair.steps // 20, pair.steps)
     tx: Any = _apart(rate) if method.apart else net.optimizer(rate)
     beside = optax.adam(1e-3)
     teacher, shapes = _asked(pair, method.taps)
@@ -105,22 +124,17 @@ def train(pair: Pair, method: Method, share: float, seed: int) -> Any:
         return {"params": params, "stats": stats}, extra, state, other
 
     carry = variables, extra, tx.init(variables["params"]), beside.init(extra.trained)
-    for number, batch in enumerate(_batches(pair, steps, seed)):
+    for number, batch in enumerate(_batches(pair, seed)):
         carry = step(carry, batch, teacher[batch.examples], np.uint32(number))
     return carry[0]
 
 
-def _steps(pair: Pair) -> int:
-    return int(pair.epochs * (len(pair.data.label) // pair.batch))
-
-
-def _batches(pair: Pair, steps: int, seed: int):
-    image, label = np.asarray(pair.data.image), np.asarray(pair.data.label)
-    epochs = -(-steps // (len(label) // pair.batch))
-    orders = (np.random.default_rng([seed, epoch]).permutation(len(label)) for epoch in range(epochs))
-    batches = (order[i : i + pair.batch] for order in orders for i in range(0, len(order), pair.batch))
-    for rows in islice((rows for rows in batches if len(rows) == pair.batch), steps):
-        yield Batch(image[rows], label[rows], rows.astype(np.int32))
+def _batches(pair: Pair, seed: int) -> Iterator[Batch]:
+    image, label, batch = np.asarray(pair.data.image), np.asarray(pair.data.label), pair.student.batch
+    for epoch in range(pair.student.epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(len(label)).astype(np.int32)
+        for rows in order[: len(order) // batch * batch].reshape(-1, batch):
+            yield Batch(image[rows], label[rows], rows)
 
 
 def _apart(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
@@ -131,19 +145,19 @@ def _apart(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
 def _asked(pair: Pair, taps: tuple[str, ...]) -> tuple[d.Store, dict[str, jax.ShapeDtypeStruct]]:
     """Return what the teacher says of every example, logits and features by tap, and a batch's shapes of features."""
     image = pair.data.image
-    teacher = d.tap(pair.net.apply, taps, pair.variables, image[: pair.batch])
-    of = {"teacher": d.fingerprint(pair.variables), "data": d.fingerprint(image)}
+    teacher = d.tap(pair.student.net.apply, taps, pair.teacher, pair.some)
+    of = {"teacher": d.fingerprint(pair.teacher), "data": d.fingerprint(image)}
     folder = pair.folder / d.fingerprint(taps)[:16]
-    d.build_store(folder, teacher, pair.variables, np.arange(len(image)), lambda keys: image[keys], of=of)
-    like = jax.eval_shape(teacher, pair.variables, image[: pair.batch])
+    d.build_store(folder, teacher, pair.teacher, np.arange(len(image)), lambda keys: image[keys], of=of)
+    like = jax.eval_shape(teacher, pair.teacher, pair.some)
     return d.open_store(folder, of=of, like=like), teacher.shapes
 
 
 def _started(pair: Pair, method: Method, shapes: Any, seed: int) -> tuple[Any, Callable, Extra]:
     """Return variables, `(variables, extra, batch, said, key) -> (gradients, own, stats, held)`, and the loss's own."""
-    key, some = jax.random.key(seed), pair.data.image[: pair.batch]
-    variables = pair.net.init(key, pair.net.width)
-    student = d.tap(pair.net.train, method.taps, variables, some)
+    key, net = jax.random.key(seed), pair.student.net
+    variables = net.init(key, net.width)
+    student = d.tap(net.train, method.taps, variables, pair.some)
 
     def slopes(variables: Any, extra: Extra, batch: Batch, said: Any, key: jax.Array) -> Any:
         theirs = {"logits": said[0], **said[1]}
@@ -162,4 +176,4 @@ def _started(pair: Pair, method: Method, shapes: Any, seed: int) -> tuple[Any, C
         return {"task": back(task)[0], "loss": back(loss)[0]}, own, stats, held
 
     own = jax.random.fold_in(key, 1)
-    return variables, slopes, method.extra(own, student.shapes, shapes, pair.variables, len(pair.data.label))
+    return variables, slopes, method.extra(own, student.shapes, shapes, pair.teacher, len(pair.data.label))

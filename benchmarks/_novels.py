@@ -22,7 +22,7 @@ from examples.data import VARIABLE
 
 LENGTH = 128
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
-DEPTH, HEADS, WIDTH = 2, 4, 128
+DEPTH, WIDTH, HEAD = 2, 128, 32  # HEAD: channels a head, at any width
 
 
 def init(key: jax.Array, width: int) -> _nets.Variables:
@@ -42,14 +42,15 @@ def _leaf(key: jax.Array, path: Any, shape: tuple[int, ...]) -> jax.Array:
 
 def apply(variables: _nets.Variables, text: jax.Array) -> jax.Array:
     """Return the logits `(batch, length, characters)` of what follows each character."""
-    return forward(variables["params"], text, HEADS)
+    params = variables["params"]
+    return forward(params, text, params["words"].shape[1] // HEAD)
 
 
 def blocks() -> list[Callable]:
     """Return what the net does as functions of the variables, one after the other."""
 
     def block(name: str) -> Callable:
-        return lambda v, x: layer(v["params"][name], x, HEADS)
+        return lambda v, x: layer(v["params"][name], x, x.shape[-1] // HEAD)
 
     start = lambda v, text: embed(v["params"], text)  # noqa: E731
     end = lambda v, x: logits(v["params"], x)  # noqa: E731

@@ -20,7 +20,7 @@ import jax
 
 from benchmarks import _distillation_methods as methods
 from benchmarks import _nets, _novels, _seeds, harness
-from benchmarks._distilled import PLAIN, Method, Pair, train
+from benchmarks._distilled import PLAIN, Method, Pair, Run, train
 from benchmarks._lenet import Part, Parts, parts
 from benchmarks.structured import digits, error
 from benchmarks.structured import train as train_alone
@@ -56,20 +56,16 @@ class Task(NamedTuple):
     """A pair of nets and what they are for.
 
     Attributes:
-      net: the family, at the width of the teacher.
-      width: of the student.
+      teacher: the large net.
+      student: the small one.
       data: all parts.
-      epochs: of the teacher, and of the student.
-      batch: examples a step.
       score: `(fn, variables, part) -> number`, of which less is better.
       methods: the losses.
     """
 
-    net: _nets.Net
-    width: int
+    teacher: Run
+    student: Run
     data: Parts
-    epochs: tuple[int, float]
-    batch: int
     score: Callable[[Callable, Any, Part], float]
     methods: dict[str, Method]
 
@@ -79,15 +75,17 @@ def images(options: argparse.Namespace) -> Task:
     data = digits() if options.quick else parts("fashion-mnist", whole=not options.validation)
     last = lambda v: tuple(v["params"]["b1"]["second"][name] for name in ("scale", "shift"))  # noqa: E731
     of_pictures = methods.of_pictures(("a1", "b1"), "params/b1/second", "in:params/head/kernel", last)
-    epochs = (1, 1) if options.quick else (8, 3)
-    return Task(_nets.cnn, 8, data, epochs, 128, error, methods.of_logits() | of_pictures)
+    teacher = Run(_nets.cnn, 1 if options.quick else 8, 128)
+    student = Run(_nets.cnn._replace(width=8), 1 if options.quick else 3, 128)
+    return Task(teacher, student, data, error, methods.of_logits() | of_pictures)
 
 
 def text(options: argparse.Namespace) -> Task:
     """Return the transformers and the novels."""
     data = _novels.novels(whole=not options.validation)
     losses = methods.of_logits() | methods.of_sequences("in:params/words#2")
-    return Task(_novels.net, 32, data, (2, 0.5), 16, _novels.bits_per_character, losses)
+    student = Run(_novels.net._replace(width=32, rate=5e-3), 2, 8)
+    return Task(Run(_novels.net, 2, 16), student, data, _novels.bits_per_character, losses)
 
 
 TASKS = {"cnn": images, "text": text}
@@ -95,17 +93,18 @@ TASKS = {"cnn": images, "text": text}
 
 def run(task: Task, scored: Part, seed: int, shares: dict[str, tuple[float, ...]]) -> dict[str, Any]:
     """Return the scores of one seed, by loss and share."""
-    variables = task.net.init(jax.random.key(seed), task.net.width)
-    teacher = train_alone(task.net, task.net.train, variables, task.data.train, task.epochs[0], seed, task.batch)
-    student = task.net._replace(width=task.width)
-    row: dict[str, Any] = {"seed": seed, "teacher": task.score(task.net.apply, teacher, scored)}
+    net, epochs, batch = task.teacher
+    start = net.init(jax.random.key(seed), net.width)
+    teacher = train_alone(net, net.train, start, task.data.train, epochs, seed, batch)
+    apply = task.student.net.apply
+    row: dict[str, Any] = {"seed": seed, "teacher": task.score(net.apply, teacher, scored)}
     with tempfile.TemporaryDirectory() as folder:
-        pair = Pair(student, teacher, task.data.train, task.epochs[1], task.batch, Path(folder))
+        pair = Pair(task.student, teacher, task.data.train, Path(folder))
         for name, tried in {"plain": (0.0,), **shares}.items():
             method = PLAIN if name == "plain" else task.methods[name]
             for share in tried:
                 key = name if len(tried) == 1 else f"{name}, {share:g}"
-                row[key] = task.score(student.apply, train(pair, method, share, seed + 100), scored)
+                row[key] = task.score(apply, train(pair, method, share, seed + 100), scored)
                 print(seed, key, row[key], flush=True)
     return row
 
