@@ -20,7 +20,7 @@ from benchmarks._hinton import Recipe
 from benchmarks._lenet import Part, Parts
 from benchmarks.structured import digits
 
-TEACHER = Recipe((784, 1200, 1200, 10), 100, batch=200, regularized=True, shifts=True)
+TEACHER = Recipe((784, 1200, 1200, 10), 150, batch=200, regularized=True, shifts=True)
 STUDENT = Recipe((784, 800, 800, 10), 20, batch=25)
 SHIFTED = STUDENT._replace(epochs=100, batch=100, shifts=True)
 TEACHES = {"alpha": 1.0, "temperature": 20.0}
