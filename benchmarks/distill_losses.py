@@ -47,7 +47,22 @@ SHARES: dict[str, dict[str, float]] = {
         "pkt": 0.5,
         "crd": 0.125,
     },
-    "text": {},
+    "text": {
+        "soft targets": 2.0,
+        "reverse": 2.0,
+        "jsd": 0.5,
+        "dkd": 2.0,
+        "dist": 0.5,
+        "standardized": 2.0,
+        "top 3": 2.0,
+        "hint": 0.5,
+        "attention": 2.0,
+        "selectivity": 0.5,
+        "vid": 0.5,
+        "distances, angles": 0.5,
+        "similarity": 0.5,
+        "pkt": 0.5,
+    },
 }
 UNITS = {"cnn": "error, %", "text": "bits per character"}
 
