@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from benchmarks import _nets
-from benchmarks._lenet import Part
+from benchmarks._lenet import Part, shuffled
 from jaxopt_compress import distillation as d
 
 
@@ -51,7 +51,7 @@ class Method(NamedTuple):
     apart: bool = False
 
 
-class Run(NamedTuple):
+class Recipe(NamedTuple):
     """How a net is trained.
 
     Attributes:
@@ -75,7 +75,7 @@ class Pair(NamedTuple):
       folder: for what the teacher says of the data, which all losses ask for.
     """
 
-    student: Run
+    student: Recipe
     teacher: Any
     data: Part
     folder: Path
@@ -87,7 +87,7 @@ class Pair(NamedTuple):
 
     @property
     def some(self) -> jax.Array:
-        """Return the images of a batch."""
+        """Return as many examples as a batch has."""
         return self.data.image[: self.student.batch]
 
 
@@ -130,11 +130,9 @@ def train(pair: Pair, method: Method, share: float, seed: int) -> Any:
 
 
 def _batches(pair: Pair, seed: int) -> Iterator[Batch]:
-    image, label, batch = np.asarray(pair.data.image), np.asarray(pair.data.label), pair.student.batch
-    for epoch in range(pair.student.epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(label)).astype(np.int32)
-        for rows in order[: len(order) // batch * batch].reshape(-1, batch):
-            yield Batch(image[rows], label[rows], rows)
+    image, label = np.asarray(pair.data.image), np.asarray(pair.data.label)
+    for rows in shuffled(pair.data, pair.student.batch, pair.student.epochs, seed):
+        yield Batch(image[rows], label[rows], rows.astype(np.int32))
 
 
 def _apart(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:

@@ -1,6 +1,6 @@
 """LeNet-300-100 and its like in plain JAX, on MNIST or Fashion-MNIST: a whole training run is one compiled program."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -84,6 +84,14 @@ def parts(name: str, whole: bool = True, standardized: bool = True) -> Parts:
     part = lambda x, y: Part(jnp.asarray((x - mean) / deviation), jnp.asarray(y))  # noqa: E731
     train = part(image, label) if whole else part(*data.train)
     return Parts(train, part(*data.validation), part(*data.test))
+
+
+def shuffled(data: Part, batch: int, epochs: int, seed: int) -> Iterator[np.ndarray]:
+    """Give the numbers of each step's examples, in another order every epoch; what is left over is left out."""
+    count = len(data.label)
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(count)
+        yield from order[: count // batch * batch].reshape(-1, batch)
 
 
 def init(key: jax.Array, widths: tuple[int, ...] = WIDTHS) -> Params:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks._lenet import Part
+from benchmarks._lenet import Part, shuffled
 
 SHAPES = {"conv_0": (5, 5, 1, 32), "conv_1": (5, 5, 32, 64), "dense_0": (1024, 512), "dense_1": (512, 10)}
 DROPPED = {"dense_0": 0.25, "dense_1": 0.5}  # shares of inputs that are dropped in training
@@ -68,8 +68,7 @@ def _pooled(x: jax.Array) -> jax.Array:
 
 def train(forward: Callable, params: Any, data: Part, recipe: Recipe, seed: int) -> Any:
     """Train any parameters; `forward(params, images, key)` returns logits."""
-    each = len(data.label) // recipe.batch
-    steps = recipe.epochs * each
+    steps = recipe.epochs * (len(data.label) // recipe.batch)
     rate = optax.warmup_cosine_decay_schedule(0.0, recipe.rate, steps // 20, steps)
     decay = optax.add_decayed_weights(recipe.decay, mask=lambda tree: jax.tree.map(lambda w: w.ndim > 1, tree))
     tx = optax.chain(decay, optax.clip_by_global_norm(1.0), optax.sgd(rate, momentum=0.9, nesterov=True))
@@ -85,8 +84,6 @@ def train(forward: Callable, params: Any, data: Part, recipe: Recipe, seed: int)
         return optax.apply_updates(params, updates), state
 
     state, image, label = tx.init(params), np.asarray(data.image), np.asarray(data.label)
-    for epoch in range(recipe.epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(label))
-        for number, rows in enumerate(order[: each * recipe.batch].reshape(each, recipe.batch)):
-            params, state = step(params, state, image[rows], label[rows], np.uint32(epoch * each + number))
+    for number, rows in enumerate(shuffled(data, recipe.batch, recipe.epochs, seed)):
+        params, state = step(params, state, image[rows], label[rows], np.uint32(number))
     return params

@@ -5,8 +5,8 @@
 A residual CNN teaches one of a third of its width on Fashion-MNIST, a transformer one of a quarter of its width on the
 characters of five novels (the sixth is the test). Every student is trained for as many steps, with the labels and one
 loss more; what the teacher says is computed once and read from a store. The gradient of that loss is a share of the
-length of the labels' gradient; `--validation` tries shares on validation data; `SHARES` is for the best of each loss,
-and 2 is taken where nothing was chosen yet. Plain distillation is "soft targets".
+length of the labels' gradient; `--validation` tries shares on validation data, and `SHARES` holds the best that was
+tried of each loss. Plain distillation is "soft targets".
 """
 
 import argparse
@@ -20,12 +20,12 @@ import jax
 
 from benchmarks import _distillation_methods as methods
 from benchmarks import _nets, _novels, _seeds, harness
-from benchmarks._distilled import PLAIN, Method, Pair, Run, train
+from benchmarks._distilled import PLAIN, Method, Pair, Recipe, train
 from benchmarks._lenet import Part, Parts, parts
 from benchmarks.structured import digits, error
 from benchmarks.structured import train as train_alone
 
-CHOSEN = 2.0  # where nothing is
+TRIED = (0.125, 0.5, 2.0, 8.0)
 SHARES: dict[str, dict[str, float]] = {
     "cnn": {
         "soft targets": 2.0,
@@ -78,8 +78,8 @@ class Task(NamedTuple):
       methods: the losses.
     """
 
-    teacher: Run
-    student: Run
+    teacher: Recipe
+    student: Recipe
     data: Parts
     score: Callable[[Callable, Any, Part], float]
     methods: dict[str, Method]
@@ -90,8 +90,8 @@ def images(options: argparse.Namespace) -> Task:
     data = digits() if options.quick else parts("fashion-mnist", whole=not options.validation)
     last = lambda v: tuple(v["params"]["b1"]["second"][name] for name in ("scale", "shift"))  # noqa: E731
     of_pictures = methods.of_pictures(("a1", "b1"), "params/b1/second", "in:params/head/kernel", last)
-    teacher = Run(_nets.cnn, 1 if options.quick else 8, 128)
-    student = Run(_nets.cnn._replace(width=8), 1 if options.quick else 3, 128)
+    teacher = Recipe(_nets.cnn, 1 if options.quick else 8, 128)
+    student = Recipe(_nets.cnn._replace(width=8), 1 if options.quick else 3, 128)
     return Task(teacher, student, data, error, methods.of_logits() | of_pictures)
 
 
@@ -99,8 +99,8 @@ def text(options: argparse.Namespace) -> Task:
     """Return the transformers and the novels."""
     data = _novels.novels(whole=not options.validation)
     losses = methods.of_logits() | methods.of_sequences("in:params/words#2")
-    student = Run(_novels.net._replace(width=32, rate=5e-3), 2, 8)
-    return Task(Run(_novels.net, 2, 16), student, data, _novels.bits_per_character, losses)
+    student = Recipe(_novels.net._replace(width=32, rate=5e-3), 2, 8)
+    return Task(Recipe(_novels.net, 2, 16), student, data, _novels.bits_per_character, losses)
 
 
 TASKS = {"cnn": images, "text": text}
@@ -128,12 +128,11 @@ def main() -> None:
     parser = _seeds.arguments(__doc__, "the digits, two losses")
     parser.add_argument("--net", choices=TASKS, default="cnn")
     parser.add_argument("--losses", nargs="+", help="by default all")
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.125, 0.5, 2.0, 8.0], help="on validation data")
+    parser.add_argument("--tried", nargs="+", type=float, default=TRIED, help="shares, with --validation")
     options = parser.parse_args()
     task = TASKS[options.net](options)
     names = options.losses or (["soft targets", "review"] if options.quick else list(task.methods))
-    tried = tuple(options.shares)
-    shares = {n: tried if options.validation else (SHARES[options.net].get(n, CHOSEN),) for n in names}
+    shares = {n: tuple(options.tried) if options.validation else (SHARES[options.net][n],) for n in names}
     scored = task.data.validation if options.validation else task.data.test
     options.shares = shares  # to be kept with the results
     of_net = lambda rows: keys(rows, options.net)  # noqa: E731

@@ -23,7 +23,7 @@ import optax
 
 import jaxopt_compress as jc
 from benchmarks import _latency, _nets, harness
-from benchmarks._lenet import Part, Parts, parts
+from benchmarks._lenet import Part, Parts, parts, shuffled
 
 BATCH = 128
 CUTS = (0.5, 0.75)
@@ -50,10 +50,8 @@ def train(
 
     state = tx.init(variables["params"])
     image, label = np.asarray(data.image), np.asarray(data.label)
-    for epoch in range(epochs):
-        order = np.random.default_rng([seed, epoch]).permutation(len(label))
-        for rows in order[: len(order) // batch * batch].reshape(-1, batch):
-            variables, state = step(variables, state, image[rows], label[rows])
+    for rows in shuffled(data, batch, epochs, seed):
+        variables, state = step(variables, state, image[rows], label[rows])
     return variables
 
 
