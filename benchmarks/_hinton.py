@@ -31,7 +31,8 @@ class Recipe(NamedTuple):
       rate: the first learning rate.
       batch: images a step.
       regularized: whether inputs of the layers are dropped and norms bounded.
-      shifts: whether images are shifted, for the teacher too.
+      shifts: whether images are shifted.
+      averaged: whether a teacher's logits are the mean over an image and four more, one pixel from it.
       temperature: of the teacher's targets.
       alpha: the teacher's share of the loss; 0 needs no teacher.
     """
@@ -42,6 +43,7 @@ class Recipe(NamedTuple):
     batch: int = 100
     regularized: bool = False
     shifts: bool = False
+    averaged: bool = False
     temperature: float = 20.0
     alpha: float = 0.0
 
@@ -82,31 +84,58 @@ def dropped(x: jax.Array, share: int, key: jax.Array) -> jax.Array:
     return jnp.where(drawn < share, 0, x * (256 / (256 - share)))
 
 
-def shifted(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Shift each image by some pixels up or down, left or right; what comes in is black."""
+def shifted(images: jax.Array, offsets: jax.Array) -> jax.Array:
+    """Shift each image by its own pixels up and left, `[2, images]` out of `0 .. 2 SHIFT`; what comes in is black."""
     size = 28 + 2 * SHIFT
-    padded = jnp.pad(images.reshape(-1, 28, 28), ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)))
-    offsets = jax.random.randint(key, (2, len(images)), 0, 2 * SHIFT + 1)
+    padded = _padded(images, SHIFT).reshape(len(images), -1)
     rows, columns = offsets[:, :, None] + jnp.arange(28)
     places = rows[:, :, None] * size + columns[:, None, :]
-    return jnp.take_along_axis(padded.reshape(len(images), -1), places.reshape(len(images), -1), axis=1)
+    return jnp.take_along_axis(padded, places.reshape(len(images), -1), axis=1)
+
+
+def _padded(images: jax.Array, pixels: int) -> jax.Array:
+    return jnp.pad(images.reshape(-1, 28, 28), ((0, 0), (pixels, pixels), (pixels, pixels)))
 
 
 @partial(jax.jit, static_argnames="recipe")
-def train(recipe: Recipe, data: Part, teacher: Params | None, seed: jax.Array | int) -> Any:
-    """Return parameters; a teacher says what it says of each image as the student sees it."""
+def says(recipe: Recipe, teacher: Params, images: jax.Array) -> jax.Array:
+    """Return what a teacher says of every image at every offset that a student may see it at.
+
+    Returns:
+      Logits, `[offsets, offsets, images, classes]`: one offset each way without `shifts`. With `averaged` they are the
+      mean of those at this offset and one pixel up, down, left and right of it.
+    """
+    reach = SHIFT * recipe.shifts + recipe.averaged
+    padded = _padded(images, reach)
+
+    def at(offset: jax.Array) -> jax.Array:
+        seen = jax.lax.dynamic_slice(padded, (0, *offset), (len(images), 28, 28))
+        return logits(teacher, seen.reshape(len(images), -1))
+
+    count = 2 * reach + 1
+    offsets = jnp.stack(jnp.meshgrid(jnp.arange(count), jnp.arange(count), indexing="ij"), -1)
+    found = jax.lax.map(at, offsets.reshape(-1, 2)).reshape(count, count, len(images), -1)
+    if not recipe.averaged:
+        return found
+    inner = found[1:-1, 1:-1]
+    return (inner + found[:-2, 1:-1] + found[2:, 1:-1] + found[1:-1, :-2] + found[1:-1, 2:]) / 5
+
+
+@partial(jax.jit, static_argnames="recipe")
+def train(recipe: Recipe, data: Part, said: jax.Array | None, seed: jax.Array | int) -> Any:
+    """Return parameters; what a teacher `says` is of each image as the student sees it."""
     each = len(data.label) // recipe.batch
     tx = jc.optimizers.adam(optax.cosine_decay_schedule(recipe.rate, recipe.epochs * each))
     starts, orders, draws = jax.random.split(jax.random.key(seed), 3)
-    said = None if teacher is None or recipe.shifts else logits(teacher, data.image)
 
     def loss(params, rows, key):
         image, label = data.image[rows], data.label[rows]
-        image = shifted(image, key) if recipe.shifts else image
+        offsets = jax.random.randint(key, (2, len(rows)), 0, 2 * SHIFT * recipe.shifts + 1)
+        image = shifted(image, offsets) if recipe.shifts else image
         found = forward(params, image, jax.random.fold_in(key, 1) if recipe.regularized else None)
-        if teacher is None:
+        if said is None:
             return distillation.cross_entropy(found, label).mean()
-        theirs = forward(teacher, image) if said is None else said[rows]
+        theirs = said[offsets[0], offsets[1], rows]
         return distillation.kd(found, theirs, label, temperature=recipe.temperature, alpha=recipe.alpha).mean()
 
     def step(carry, inputs):
