@@ -114,8 +114,10 @@ def train(pair: Pair, method: Method, share: float, seed: int) -> Any:
         gradients, own, stats, held = slopes(variables, extra, batch, said, key)
         total = d.balanced(gradients, {"loss": share}, "task")
         if method.apart:
-            taught = jax.tree.map(jnp.subtract, total, gradients["task"])
-            updates, state = tx.update(gradients["task"], state, variables["params"], distilled=taught)
+            size = jnp.maximum(1, optax.global_norm(total))  # bounded as the sum is for the other losses
+            task, both = jax.tree.map(lambda g: g / size, (gradients["task"], total))
+            taught = jax.tree.map(jnp.subtract, both, task)
+            updates, state = tx.update(task, state, variables["params"], distilled=taught)
         else:
             updates, state = tx.update(total, state, variables["params"])
         more, other = beside.update(own, other, extra.trained)
@@ -137,7 +139,7 @@ def _batches(pair: Pair, seed: int) -> Iterator[Batch]:
 
 def _apart(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
     decay = optax.add_decayed_weights(5e-4, mask=lambda tree: jax.tree.map(lambda w: w.ndim > 1, tree))
-    return optax.chain(decay, optax.clip_by_global_norm(1.0), d.dot(), optax.scale_by_learning_rate(rate))
+    return optax.chain(decay, d.dot(), optax.scale_by_learning_rate(rate))
 
 
 def _asked(pair: Pair, taps: tuple[str, ...]) -> tuple[d.Store, dict[str, jax.ShapeDtypeStruct]]:
