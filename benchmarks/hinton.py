@@ -74,6 +74,7 @@ def taught_by(teacher: Any, recipe: Recipe, data: Part, seed: int) -> Any:
 def sweep(seed: int, data: Parts, shorter: int) -> list[dict[str, Any]]:
     """Return the validation errors of students by their width and the temperature."""
     teacher = _hinton.train(TEACHER._replace(epochs=max(TEACHER.epochs // shorter, 1)), data.train, None, seed)
+    said = _hinton.says(STUDENT, teacher, data.train.image)
     rows = []
     print({"seed": seed, "teacher": wrong(teacher, data.validation)}, flush=True)
     for width in WIDTHS:
@@ -82,7 +83,7 @@ def sweep(seed: int, data: Parts, shorter: int) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"seed": seed, "width": width, "plain": plain}
         for temperature in TEMPERATURES:
             taught = small._replace(**TEACHES | {"temperature": temperature})
-            row[f"{temperature:g}"] = wrong(taught_by(teacher, taught, data.train, seed + 100), data.validation)
+            row[f"{temperature:g}"] = wrong(_hinton.train(taught, data.train, said, seed + 100), data.validation)
         rows.append(row)
         print(row, flush=True)
     return rows
