@@ -123,10 +123,8 @@ def build_store(
         mine, found = keys[start : start + size], []
         for first in range(0, len(mine), batch):
             some = mine[first : first + batch]
-            outputs = tree.leaves(
-                run(params, load(np.resize(some, batch)))
-            )  # one compilation: the last ones are repeated
-            found.append({path: np.asarray(array)[: len(some)] for path, array in outputs.items()})
+            outputs = run(params, load(np.resize(some, batch)))  # one compilation: the last ones are repeated
+            found.append({path: np.asarray(array)[: len(some)] for path, array in tree.leaves(outputs).items()})
         whole = {path: np.concatenate([each[path] for each in found]) for path in found[0]}
         chunks.write(_file(folder, start // size), whole)
 

@@ -12,7 +12,8 @@ LossFn = Callable[..., jax.Array]
 def masked(loss_fn: LossFn) -> LossFn:
     """Leave out tokens: their loss is 0, and so is every gradient of it, whatever their numbers are, NaN included.
 
-    What stands at these tokens is replaced by zeros before `loss_fn` sees it: labels of -100, logits of padding.
+    What stands at these tokens is replaced by zeros before `loss_fn` sees it: labels of -100, logits of padding. A loss
+    that compares the tokens of a batch (`dist`, the relations) sees those zeros too.
 
     Args:
       loss_fn: `(*arrays) -> losses`, one number a token.
