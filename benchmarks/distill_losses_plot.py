@@ -11,8 +11,8 @@ from typing import Any
 from benchmarks import _picture
 
 TITLES = {
-    "cnn": ("residual CNN of a third of the width, Fashion-MNIST", "test error, %"),
-    "text": ("transformer of a quarter of the width, a novel", "bits per character"),
+    "cnn": ("residual CNN, a third of the width", "test error on Fashion-MNIST, %"),
+    "text": ("transformer, a quarter of the width", "bits per character of a novel"),
 }
 NOT_STUDENTS = ("seed", "teacher")
 
