@@ -61,9 +61,9 @@ SHARES: dict[str, dict[str, float]] = {
         "attention": 2.0,
         "selectivity": 0.5,
         "vid": 0.5,
-        "distances, angles": 0.5,
-        "similarity": 0.5,
-        "pkt": 0.5,
+        "distances, angles": 0.125,
+        "similarity": 0.125,
+        "pkt": 0.125,
     },
 }
 UNITS = {"cnn": "error, %", "text": "bits per character"}
