@@ -50,10 +50,10 @@ SHARES: dict[str, dict[str, float]] = {
         "crd": 0.5,
     },
     "text": {
-        "soft targets": 2.0,
+        "soft targets": 8.0,
         "reverse": 2.0,
         "jsd": 0.5,
-        "dkd": 2.0,
+        "dkd": 8.0,
         "dist": 0.5,
         "standardized": 2.0,
         "top 3": 2.0,
