@@ -100,7 +100,9 @@ def test_results_are_committed_with_their_conditions():
         assert {"ratios", "environment"} <= set(found), path
 
 
-@pytest.mark.parametrize(("name", "nets"), [("structured", ("cnn", "vit")), ("ladder", ("cnn", "text"))])
+@pytest.mark.parametrize(
+    ("name", "nets"), [("structured", ("cnn", "vit")), ("ladder", ("cnn", "text")), ("distill_losses", ("cnn", "text"))]
+)
 def test_pictures_are_drawn_from_the_committed_results(name, nets, tmp_path):
     pytest.importorskip("matplotlib")
     results = [f"benchmarks/results/{name}_{net}.json" for net in nets]
