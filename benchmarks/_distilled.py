@@ -1,6 +1,7 @@
 """A student that is trained with one more loss, whatever that compares, at one and the same budget."""
 
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,7 +174,8 @@ def _started(pair: Pair, method: Method, shapes: Any, seed: int) -> tuple[Any, C
         mine, back, stats = jax.vjp(forward, variables["params"], has_aux=True)
         task = jax.grad(lambda mine: d.cross_entropy(mine["logits"], batch.label).mean())(mine)
         (loss, own), held = jax.grad(taught, (0, 1), has_aux=True)(mine, extra.trained)
-        return {"task": back(task)[0], "loss": back(loss)[0]}, own, stats, held
+        [both] = jax.vmap(back)(jax.tree.map(lambda *slopes: jnp.stack(slopes), task, loss))  # one pass for the two
+        return {name: jax.tree.map(itemgetter(i), both) for i, name in enumerate(("task", "loss"))}, own, stats, held
 
     own = jax.random.fold_in(key, 1)
     return variables, slopes, method.extra(own, student.shapes, shapes, pair.teacher, len(pair.data.label))

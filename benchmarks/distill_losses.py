@@ -3,7 +3,7 @@
     python -m benchmarks.distill_losses --net cnn --seeds 5 --out benchmarks/results/distill_losses_cnn.json
 
 A residual CNN teaches one of a third of its width on 10,000 images of Fashion-MNIST (few, so that each is seen often in
-some minutes), a transformer one of a quarter of its width on the characters of five novels (the sixth is the test).
+some minutes), a transformer one of half its width on the characters of five novels (the sixth is the test).
 Every student is trained for as many steps, with the labels and one loss more; what the teacher says is computed once
 and read from a store. The gradient of that loss is a share of the length of the labels' gradient; `--validation` tries
 shares on validation data, and `SHARES` holds the best that was tried of each loss. Plain distillation is "soft
@@ -102,7 +102,7 @@ def text(options: argparse.Namespace) -> Task:
     """Return the transformers and the novels."""
     data = _novels.novels(whole=not options.validation)
     losses = methods.of_logits() | methods.of_sequences("in:params/words#2")
-    student = Recipe(_novels.net._replace(width=32, rate=5e-3), 2, 8)
+    student = Recipe(_novels.net._replace(width=64, rate=5e-3), 2, 8)
     return Task(Recipe(_novels.net, 2, 16), student, data, _novels.bits_per_character, losses)
 
 
@@ -137,7 +137,8 @@ def main() -> None:
     names = options.losses or (["soft targets", "review"] if options.quick else list(task.methods))
     shares = {n: tuple(options.tried) if options.validation else (SHARES[options.net][n],) for n in names}
     scored = task.data.validation if options.validation else task.data.test
-    options.shares = shares  # to be kept with the results
+    options.shares = shares  # to be kept with the results, as are the recipes
+    options.recipes = [[recipe.net.width, recipe.epochs, recipe.batch] for recipe in (task.teacher, task.student)]
     of_net = lambda rows: keys(rows, options.net)  # noqa: E731
     rows = _seeds.over(options, of_net, lambda seed: [run(task, scored, seed, shares)])
     harness.show(f"{options.net}: {UNITS[options.net]}", ("", "mean", "deviation", "of soft targets"), cells(rows))

@@ -12,7 +12,7 @@ from benchmarks import _picture
 
 TITLES = {
     "cnn": ("residual CNN, a third of the width", "test error on Fashion-MNIST, %"),
-    "text": ("transformer, a quarter of the width", "bits per character of a novel"),
+    "text": ("transformer, half the width", "bits per character of a novel"),
 }
 NOT_STUDENTS = ("seed", "teacher")
 
