@@ -101,7 +101,13 @@ def test_results_are_committed_with_their_conditions():
 
 
 @pytest.mark.parametrize(
-    ("name", "nets"), [("structured", ("cnn", "vit")), ("ladder", ("cnn", "text")), ("distill_losses", ("cnn",))]
+    ("name", "nets"),
+    [
+        ("structured", ("cnn", "vit")),
+        ("ladder", ("cnn", "text")),
+        ("distill_losses", ("cnn",)),
+        ("hinton", ("temperatures_mnist",)),
+    ],
 )
 def test_pictures_are_drawn_from_the_committed_results(name, nets, tmp_path):
     pytest.importorskip("matplotlib")
