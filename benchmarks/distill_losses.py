@@ -55,7 +55,7 @@ SHARES: dict[str, dict[str, float]] = {
         "jsd": 0.5,
         "dkd": 0.5,
         "dist": 0.5,
-        "standardized": 0.5,
+        "standardized": 0.125,
         "top 3": 0.5,
         "hint": 0.5,
         "attention": 0.5,
