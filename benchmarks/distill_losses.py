@@ -138,7 +138,7 @@ def main() -> None:
     shares = {n: tuple(options.tried) if options.validation else (SHARES[options.net][n],) for n in names}
     scored = task.data.validation if options.validation else task.data.test
     options.shares = shares  # to be kept with the results, as are the recipes
-    options.recipes = [[recipe.net.width, recipe.epochs, recipe.batch] for recipe in (task.teacher, task.student)]
+    options.recipes = [[r.net.width, r.net.rate, r.epochs, r.batch] for r in (task.teacher, task.student)]
     of_net = lambda rows: keys(rows, options.net)  # noqa: E731
     rows = _seeds.over(options, of_net, lambda seed: [run(task, scored, seed, shares)])
     harness.show(f"{options.net}: {UNITS[options.net]}", ("", "mean", "deviation", "of soft targets"), cells(rows))
