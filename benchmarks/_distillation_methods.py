@@ -68,17 +68,19 @@ def reviewed(taps: Sequence[str]) -> Method:
 
 
 def contrasted(tap: str) -> Method:
-    """Tell each example from others by an embedding of both nets (CRD)."""
+    """Tell each example from others by an embedding of both nets, of their features' mean over positions (CRD)."""
+    vector = lambda x: x.reshape(len(x), -1, x.shape[-1]).mean(1)  # noqa: E731
 
     def extra(key: jax.Array, students: Any, teachers: Any, variables: Any, count: int) -> Extra:
         keys = jax.random.split(key, 3)
-        wanted = jax.ShapeDtypeStruct((students[tap].shape[0], EMBEDDED), jnp.float32)
-        embed = [d.projector(k, shapes[tap], wanted) for k, shapes in zip(keys, (students, teachers))]
+        shapes = [jax.eval_shape(vector, features[tap]) for features in (students, teachers)]
+        wanted = jax.ShapeDtypeStruct((shapes[0].shape[0], EMBEDDED), jnp.float32)
+        embed = [d.projector(k, shape, wanted) for k, shape in zip(keys, shapes)]
         return Extra(embed, d.bank(keys[2], count, EMBEDDED))
 
     def compare(extra: Extra, s: Any, t: Any, batch: Any, key: jax.Array) -> Any:
         like = jnp.zeros((len(batch.label), EMBEDDED))
-        mine, theirs = (d.project(p, x[tap], like) for p, x in zip(extra.trained, (s, t)))
+        mine, theirs = (d.project(p, vector(x[tap]), like) for p, x in zip(extra.trained, (s, t)))
         others = jax.random.randint(key, (len(batch.label), NEGATIVES), 0, len(extra.held.student))
         losses, held = d.crd(mine, theirs, extra.held, batch.examples, others)
         return losses, d.remember(held, mine, theirs, batch.examples)
@@ -144,4 +146,5 @@ def of_sequences(hidden: str) -> dict[str, Method]:
         "distances, angles": on_features(distances_and_angles, [hidden]),
         "similarity": on_features(d.similarity_preserving, [hidden]),
         "pkt": on_features(d.pkt, [hidden]),
+        "crd": contrasted(hidden),
     }

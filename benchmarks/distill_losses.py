@@ -64,6 +64,7 @@ SHARES: dict[str, dict[str, float]] = {
         "distances, angles": 0.125,
         "similarity": 0.125,
         "pkt": 0.125,
+        "crd": 0.125,
     },
 }
 UNITS = {"cnn": "error, %", "text": "bits per character"}
