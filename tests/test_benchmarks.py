@@ -105,7 +105,7 @@ def test_results_are_committed_with_their_conditions():
     [
         ("structured", ("cnn", "vit")),
         ("ladder", ("cnn", "text")),
-        ("distill_losses", ("cnn",)),
+        ("distill_losses", ("cnn", "text")),
         ("hinton", ("temperatures_mnist",)),
     ],
 )
