@@ -5,7 +5,11 @@ from collections import Counter
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+# Eight devices, and each program compiled by one thread: the same programs, and the workers fill the cores already.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    " --xla_cpu_parallel_codegen_split_count=1"
+)
 os.environ["MPLBACKEND"] = "Agg"
 
 import hypothesis

@@ -30,7 +30,7 @@ def loss(found, wanted):
     return float(jnp.mean((found - wanted) ** 2) / jnp.mean(wanted**2))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.slow
 @pytest.mark.parametrize("case", TURNABLE.values(), ids=TURNABLE)
 @pytest.mark.parametrize("basis", [bases.diagonal(), bases.hadamard(KEY)], ids=["diagonal", "hadamard"])

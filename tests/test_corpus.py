@@ -27,7 +27,7 @@ EVERY_CASE = pytest.mark.parametrize(
     [pytest.param(case, marks=() if case.name.startswith(CORE) else pytest.mark.slow) for case in CASES],
     ids=lambda case: case.name,
 )
-SAMPLE = one_in(8, CASES)
+SAMPLE = one_in(12, CASES)
 SAMPLE_OF_CASES = pytest.mark.parametrize(
     "case",
     [pytest.param(case, marks=pytest.mark.slow if case in SAMPLE else pytest.mark.exhaustive) for case in CASES],

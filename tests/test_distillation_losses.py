@@ -118,7 +118,7 @@ def test_slopes_against_differences(case):
             np.testing.assert_allclose(jnp.sum(slope * along), (moved[0] - moved[1]) / 2e-6, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.slow
 @EVERY
 def test_nothing_reaches_the_teacher(case):

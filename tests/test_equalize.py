@@ -63,7 +63,7 @@ def test_rounding_whole_tensors_loses_less(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(16)
+@pytest.mark.sampled(32)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_function_keeps_its_bits(case):
     fn, params, inputs = case.make()

@@ -260,7 +260,7 @@ def test_refusals(make, message):
 # The stored form
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.slow
 @pytest.mark.parametrize("grid", [Integers(2), Integers(3), Integers(4), grids.NF4, grids.BINARY, grids.E2M1], ids=str)
 @pytest.mark.parametrize("shape", [(8, 6), (5, 3), (7,), (2, 3, 4, 5)], ids=str)

@@ -98,7 +98,7 @@ def test_shape(row, dtype):
     chex.assert_trees_all_equal_shapes_and_dtypes(p, row.make().apply(p, state_of(row, p)))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @ROWS_AND_DTYPES
 def test_eager_equals_jit(row, dtype):
     t, init, apply, update, encode = jitted(row)
@@ -152,7 +152,7 @@ def test_tied_leaves_stay_tied(row):
     assert_same_bits(after["block"][0]["kernel"], after["block"][1]["kernel"])
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @ROWS
 def test_scan_equals_loop(row):
     t = row.make()
@@ -170,7 +170,7 @@ def test_scan_equals_loop(row):
     assert_same(row, scanned, looped)
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(12)
 @pytest.mark.slow
 @ROWS
 def test_vmap_equals_loop(row):
@@ -190,7 +190,7 @@ def test_vmap_equals_loop(row):
         same(jax.tree.map(lambda x, i=i: x[i], together), (state, apply(p, state)))
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(12)
 @pytest.mark.slow
 @ROWS
 def test_pmap_equals_single_device(row):
@@ -210,7 +210,7 @@ def test_pmap_equals_single_device(row):
         )  # a slice over devices adds: -0 is lost
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @ROWS
 def test_gradient_is_defined_and_shaped(row):
     t = row.make()
@@ -230,7 +230,7 @@ def test_apply_is_idempotent(row):
     chex.assert_trees_all_close(t.apply(once, state), once, rtol=1e-6)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.slow
 @ROWS
 def test_chain_is_associative_with_identity(row):
@@ -275,7 +275,7 @@ def test_table_lists_every_public_transform():
     assert not {name for name in public if f"{name}(" not in source}
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(12)
 @pytest.mark.slow
 @ROWS
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=["explicit", "auto"])

@@ -88,7 +88,7 @@ def whole(shape):
     return jnp.asarray(np.arange(np.prod(shape)).reshape(shape) % 7 - 2.5, jnp.float32)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.slow
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", [LSQ, BOTH, CLIPPED], ids=["lsq", "lsq_plus", "pact"])

@@ -51,7 +51,7 @@ def user_promotion():
         yield
 
 
-SHORT = ("neurons", "scaled neurons", "2:4 at once")  # the others take half a minute and more
+SHORT = ("neurons", "2:4 at once")  # the others take up to half a minute and more
 
 
 @pytest.mark.parametrize(

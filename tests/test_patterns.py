@@ -169,7 +169,7 @@ def test_different_patterns_for_different_leaves():
     assert sorted((np.asarray(after["b"]["kernel"]) == 0).sum(0)) == [0, 0, 0, 8]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=["explicit", "auto"])
 @pytest.mark.parametrize("spec", [P("data", "model"), P(None, ("data", "model"))])

@@ -40,7 +40,7 @@ def error_of(found, name=""):
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_methods_beat_rounding_to_nearest(method, scheme):
@@ -111,7 +111,7 @@ def test_correction_leaves_no_shift():
     assert float(jnp.abs(jnp.mean(int_fn(int_params, batches[0]) - dense(WEIGHT, batches[0]), axis=0)).max()) > 0.1
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.slow
 @EVERY_PRODUCT
 def test_every_kind_of_product(fn, params, x):

@@ -60,7 +60,7 @@ def training(t: jc.ParamTransform):
     return tx, step, (params, tx.init(params))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.slow
 @BY_METHOD
 def test_zeros_survive_quantization_exactly(name):
@@ -121,7 +121,7 @@ def test_several_sparsities_in_one_program():
             np.testing.assert_array_equal(alone[0][name]["kernel"] == 0, together[0][name]["kernel"][i] == 0)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.slow
 @BY_METHOD
 def test_a_run_resumed_from_orbax_is_the_run_that_was_not_interrupted(name, tmp_path):

@@ -54,7 +54,7 @@ def test_sums_are_exact_integers(fn, params, x, zero):
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", [Scheme(), STATIC, AFFINE], ids=["dynamic", "static", "affine"])
 def test_integers_and_floats_give_the_same(fn, params, x, scheme):
@@ -132,7 +132,7 @@ def test_a_static_affine_dense_layer_against_plain_numpy_bit_for_bit():
 SOME = Scheme(Integers(4), None, fit=fits.mse())
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.slow
 @EVERY_PRODUCT
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def as_it_was(site, args, state):
     return graph.bind(site.op, args), state
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @EVERY_CASE
 def test_replacing_each_site_by_itself_changes_nothing(case):
     fn, params, inputs = case.make()

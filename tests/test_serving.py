@@ -49,7 +49,7 @@ def served(fn, params, *inputs, scheme, rules=None):
     return jax.jit(q)(params, ranges, *inputs), *convert(q, params, ranges)
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", INTEGERS.values(), ids=INTEGERS)
 def test_integers_are_those_of_training_bit_for_bit(fn, params, x, scheme):
@@ -59,7 +59,7 @@ def test_integers_are_those_of_training_bit_for_bit(fn, params, x, scheme):
     assert "w" not in int_params.floats
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(14)
 @pytest.mark.slow
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", FLOATS.values(), ids=FLOATS)

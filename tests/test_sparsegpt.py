@@ -87,7 +87,7 @@ def test_n_of_m():
     assert loss(found) < loss(jnp.where(gone.reshape(24, 16), 0, WEIGHT))
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.slow
 @EVERY_PRODUCT
 def test_every_kind_of_product(fn, params, x):

@@ -35,7 +35,7 @@ def everything(row):
     return run
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
 def test_every_transform_compiles_for_a_chip_and_lowers_for_cuda(row):
     shapes = jax.eval_shape(params)

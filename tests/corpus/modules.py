@@ -4,9 +4,12 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from tests.compiling import unoptimized
 from tests.corpus.case import Case, axes
+from tests.corpus.layers import normal
 
 
 class LinenCNN(nn.Module):
@@ -63,12 +66,12 @@ class NnxAttention(nnx.Module):
 
 def linen(module, *shape, integers=False):
     def make():
-        key = jax.random.key(1)
-        x = jax.random.randint(key, shape, 0, 11) if integers else jax.random.normal(key, shape)
-        variables = module.init(jax.random.key(0), x)
-        leaves, treedef = jax.tree.flatten(variables)  # biases are zero at first: errors in them would not show
-        moved = [leaf + 0.1 * jax.random.uniform(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
-        return lambda v, x: module.apply(v, x), jax.tree.unflatten(treedef, moved), (x,)
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.integers(0, 11, shape)) if integers else normal(rng, *shape)
+        variables = unoptimized(module.init)(jax.random.key(0), x)
+        # biases are zero at first: errors in them would not show
+        moved = jax.tree.map(lambda leaf: leaf + jnp.asarray(rng.uniform(0, 0.1, leaf.shape), leaf.dtype), variables)
+        return lambda v, x: module.apply(v, x), moved, (x,)
 
     return make
 
@@ -76,25 +79,25 @@ def linen(module, *shape, integers=False):
 def nnx_model(kind, *shape):
     def make():
         graphdef, state = nnx.split(kind(nnx.Rngs(0)))
-        return lambda s, x: nnx.merge(graphdef, s)(x), state, (jax.random.normal(jax.random.key(1), shape),)
+        return lambda s, x: nnx.merge(graphdef, s)(x), state, (normal(np.random.default_rng(1), *shape),)
 
     return make
 
 
 def equinox_mlp():
     params, static = eqx.partition(eqx.nn.MLP(5, 3, 8, 2, key=jax.random.key(0)), eqx.is_array)
-    return lambda p, x: jax.vmap(eqx.combine(p, static))(x), params, (jax.random.normal(jax.random.key(1), (4, 5)),)
+    return lambda p, x: jax.vmap(eqx.combine(p, static))(x), params, (normal(np.random.default_rng(1), 4, 5),)
 
 
 def equinox_gru():
     cell, static = eqx.partition(eqx.nn.GRUCell(5, 8, key=jax.random.key(0)), eqx.is_array)
-    params = {"cell": cell, "out": jax.random.normal(jax.random.key(2), (8, 3))}
+    params = {"cell": cell, "out": normal(np.random.default_rng(2), 8, 3)}
 
     def fn(p, x):
         step = lambda h, a: (eqx.combine(p["cell"], static)(a, h), None)  # noqa: E731
         return jax.lax.scan(step, jnp.zeros(8), x)[0] @ p["out"]
 
-    return fn, params, (jax.random.normal(jax.random.key(1), (7, 5)),)
+    return fn, params, (normal(np.random.default_rng(1), 7, 5),)
 
 
 CASES = (
