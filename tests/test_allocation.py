@@ -64,7 +64,7 @@ def test_a_traced_total_is_exact_too(leaves, part):
         assert abs(got - want) <= 2 + 1e-5 * sum(sizes)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.slow
 @pytest.mark.parametrize("sparsity", [0.0, 0.9, 0.98, 1.0])
 @pytest.mark.parametrize("shapes", [LENET, RESNET], ids=["lenet", "convolutions"])

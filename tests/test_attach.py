@@ -154,7 +154,7 @@ DTYPES = pytest.mark.parametrize(
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(20)
 @OPTIMIZERS
 @DTYPES
 def test_removed_weights_are_exact_zeros_after_every_step(build, dtype):
@@ -194,7 +194,7 @@ def mirrored(state, mask_shape):
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(20)
 @OPTIMIZERS
 def test_moments_of_removed_weights_start_afresh_and_others_stay(build):
     """The step after half of the weights were removed equals, on those, a step from a fresh state."""

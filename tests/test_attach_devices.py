@@ -166,7 +166,7 @@ RUNS = {"jit": (run_jit, "train_step"), "scan": (run_scan, "whole"), "pmap": (ru
 RUNS |= {"sharded": (run_sharded, "train_step")}
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(5)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_one_compilation_for_a_whole_run(name):
@@ -177,7 +177,7 @@ def test_one_compilation_for_a_whole_run(name):
     assert np.isfinite(np.asarray(loss)).all()
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(5)
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize(

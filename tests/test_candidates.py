@@ -83,7 +83,7 @@ SOME = ["misleading"]
 MORE = ["normal", "integers", "half precision", "zeros", "one value", "sorted", "nan"]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SOME + [pytest.param(kind, marks=pytest.mark.slow) for kind in MORE])
 def test_the_search_reads_the_slots_where_they_suffice_and_else_everything(kind):

@@ -102,7 +102,7 @@ def test_losses_against_loops(case):
     np.testing.assert_allclose(losses, case.naive(student, teacher), rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.slow
 @EVERY
 def test_slopes_against_differences(case):
@@ -166,7 +166,7 @@ def test_examples_that_coincide_have_no_distance(name):
     assert np.abs(jax.grad(lambda s: jnp.sum(getattr(d, name)(s, teacher)))(student)).max() < 1
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(12)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @EVERY
@@ -179,7 +179,7 @@ def test_narrow_features_are_compared_in_float32(case, dtype):
     assert jax.grad(lambda s: jnp.sum(case.loss(s, teacher)))(student).dtype == dtype
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.slow
 @EVERY
 def test_batches_on_eight_devices(case):
@@ -193,7 +193,7 @@ def test_batches_on_eight_devices(case):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.slow
 @EVERY
 def test_pmap_gives_every_device_the_losses_of_its_batch(case):
@@ -318,6 +318,7 @@ def test_masked_tokens_have_no_slope():
     assert d.token_mean(d.masked(d.cross_entropy)(clean, labels, mask=nothing), nothing) == 0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 4, 9, 20])
 def test_chunks_change_nothing(size):

@@ -172,7 +172,7 @@ def train(tx: Any, params: Any, steps: int) -> list[tuple[Any, Any]]:
     return [*history, (params, state)]
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @SLOW
 @pytest.mark.parametrize(
     ("method", "name"),

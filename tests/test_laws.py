@@ -25,7 +25,7 @@ ROWS_AND_DTYPES = pytest.mark.parametrize(
     ("row", "dtype"),
     [pytest.param(row, jnp.float32, id=f"f32-{row.name}", marks=[] if row.name in FAST else SLOW) for row in TABLE]
     + [
-        pytest.param(row, HALVES, id=f"bf16_and_f16-{row.name}", marks=SLOW if i % 5 == 1 else pytest.mark.exhaustive)
+        pytest.param(row, HALVES, id=f"bf16_and_f16-{row.name}", marks=SLOW if i % 10 == 1 else pytest.mark.exhaustive)
         for i, row in enumerate(TABLE)
     ],
 )

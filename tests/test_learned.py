@@ -88,7 +88,7 @@ def whole(shape):
     return jnp.asarray(np.arange(np.prod(shape)).reshape(shape) % 7 - 2.5, jnp.float32)
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(20)
 @pytest.mark.slow
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", [LSQ, BOTH, CLIPPED], ids=["lsq", "lsq_plus", "pact"])
@@ -168,6 +168,7 @@ def train(scheme, seed, steps=150):
     return float(jnp.mean((q(*state, new) - net(teacher, new)) ** 2))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("bits", "gain"), [(2, 0.5), (3, 0.97)])
 def test_learned_steps_beat_those_that_are_fitted(bits, gain):

@@ -39,6 +39,7 @@ def best(scores: np.ndarray, number: int) -> np.ndarray:
     return mask.reshape(scores.shape)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (0, 4), (8, 16), (1, 1)])
 @pytest.mark.parametrize("shape", [(16, 6), (3, 3, 16, 5)])
@@ -74,6 +75,7 @@ def test_wanda_compares_within_each_output(shape, sparsity):
     np.testing.assert_array_equal(mask, np.transpose(want))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 48, 49, 300])
 @pytest.mark.parametrize("spread", [False, True], ids=["bytes", "fused"])
@@ -90,6 +92,7 @@ def test_columns_are_cut_exactly_ties_nan_and_all(rows, spread, monkeypatch):
             np.testing.assert_array_equal(column, best(want, k))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("shape", "tile"), [((12, 8), (3, 4)), ((12, 8), (1, 8)), ((3, 2, 4, 6), (2, 3))])
 @pytest.mark.parametrize("sparsity", [0.0, 0.4, 1.0])
@@ -103,6 +106,7 @@ def test_blocks(shape, tile, sparsity):
     np.testing.assert_array_equal(kept(w, prune(magnitude, sparsity, pattern=blocks(*tile))), want)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.slow
 @pytest.mark.parametrize("axis", [0, 1, -1, -2])
 @pytest.mark.parametrize("shape", [(6, 8), (2, 3, 4, 10)])

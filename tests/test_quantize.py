@@ -32,7 +32,7 @@ def site_of(fn, params, x):
     return site
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @EVERY_PRODUCT
 @pytest.mark.parametrize("zero", [False, True])
 def test_sums_are_exact_integers(fn, params, x, zero):
@@ -54,7 +54,7 @@ def test_sums_are_exact_integers(fn, params, x, zero):
 
 
 @pytest.mark.slow
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(16)
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", [Scheme(), STATIC, AFFINE], ids=["dynamic", "static", "affine"])
 def test_integers_and_floats_give_the_same(fn, params, x, scheme):
@@ -73,7 +73,7 @@ def test_integers_and_floats_give_the_same(fn, params, x, scheme):
     assert np.asarray(whole(params, ranges, x)).tobytes() == np.asarray(one).tobytes()  # eager == jit
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.slow
 @EVERY_PRODUCT
 @pytest.mark.parametrize("scheme", [Scheme(), AFFINE], ids=["dynamic", "affine"])

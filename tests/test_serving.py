@@ -201,7 +201,7 @@ def test_codes_are_kept():
     np.testing.assert_array_equal(int_params.weights["up"]["weight"].codes[0].T, moved)
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 @pytest.mark.slow
 @EVERY_PRODUCT
 def test_codes_are_kept_wherever_they_move(fn, params, x):
@@ -354,7 +354,7 @@ def pool_dtypes(fn, *args):
     return re.findall(r":(\w+)\[[\d,]*\] = reduce_(?:window_)?max", text)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", [INTEGERS[name] for name in ("static", "affine", "lsq", "lsq_plus")])
 @pytest.mark.parametrize("relu_behind", [False, True])
