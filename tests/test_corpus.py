@@ -16,7 +16,7 @@ EVERY_CASE = pytest.mark.parametrize(
     [pytest.param(case, marks=() if case.name.startswith(CORE) else pytest.mark.slow) for case in CASES],
     ids=lambda case: case.name,
 )
-SAMPLE = CASES[::10]  # some of every file: they stand one after the other
+SAMPLE = CASES[::16]  # some of every file: they stand one after the other
 SAMPLE_OF_CASES = pytest.mark.parametrize(
     "case",
     [pytest.param(case, marks=pytest.mark.slow if case in SAMPLE else pytest.mark.exhaustive) for case in CASES],
@@ -99,7 +99,7 @@ def test_verdicts(case):
     assert not set(case.pinned) & (exact | inexact), f"removable: {set(case.pinned) & (exact | inexact)}"
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 @pytest.mark.slow
 @EVERY_CASE
 def test_slices_that_only_read_stay_in_the_masked_function(case):

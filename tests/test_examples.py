@@ -73,11 +73,11 @@ def test_examples_are_short(path):
         assert len(path.read_text().splitlines()) < 80
 
 
-LONG = [pytest.param(page, marks=pytest.mark.exhaustive) for page in ("distillation", "pruning", "quantization")]
+LONG = [pytest.param(page, marks=pytest.mark.exhaustive) for page in ("distillation", "pruning", "quantization", "shrinking")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["concepts", "optimizers", "shrinking", "tpu", *LONG])
+@pytest.mark.parametrize("page", ["concepts", "optimizers", "tpu", *LONG])
 def test_pages_run(page, tmp_path, monkeypatch):
     names, blocks = {}, code_blocks(f"docs/{page}.md")
     assert blocks

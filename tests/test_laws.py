@@ -98,7 +98,7 @@ def test_shape(row, dtype):
     chex.assert_trees_all_equal_shapes_and_dtypes(p, row.make().apply(p, state_of(row, p)))
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(10)
 @ROWS_AND_DTYPES
 def test_eager_equals_jit(row, dtype):
     t, init, apply, update, encode = jitted(row)
