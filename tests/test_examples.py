@@ -73,7 +73,9 @@ def test_examples_are_short(path):
         assert len(path.read_text().splitlines()) < 80
 
 
-LONG = [pytest.param(page, marks=pytest.mark.exhaustive) for page in ("distillation", "pruning", "quantization", "shrinking")]
+LONG = [
+    pytest.param(page, marks=pytest.mark.exhaustive) for page in ("distillation", "pruning", "quantization", "shrinking")
+]
 
 
 @pytest.mark.slow
