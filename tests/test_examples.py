@@ -73,13 +73,13 @@ def test_examples_are_short(path):
         assert len(path.read_text().splitlines()) < 80
 
 
-LONG = [
-    pytest.param(page, marks=pytest.mark.exhaustive) for page in ("distillation", "pruning", "quantization", "shrinking")
-]
+PAGES = ["concepts", "optimizers", "tpu"]
+LONG_PAGES = ("distillation", "pruning", "quantization", "shrinking")
+PAGES += [pytest.param(page, marks=pytest.mark.exhaustive) for page in LONG_PAGES]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["concepts", "optimizers", "tpu", *LONG])
+@pytest.mark.parametrize("page", PAGES)
 def test_pages_run(page, tmp_path, monkeypatch):
     names, blocks = {}, code_blocks(f"docs/{page}.md")
     assert blocks
