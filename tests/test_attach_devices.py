@@ -162,8 +162,8 @@ def run_sharded():
 
 
 DATA = batches()
-RUNS = {"jit": (run_jit, "train_step"), "scan": (run_scan, "whole"), "pmap": (run_pmap, "_fun")}
-RUNS |= {"sharded": (run_sharded, "train_step")}
+RUNS = {"sharded": (run_sharded, "train_step"), "jit": (run_jit, "train_step")}
+RUNS |= {"scan": (run_scan, "whole"), "pmap": (run_pmap, "_fun")}
 
 
 @pytest.mark.sampled(5)

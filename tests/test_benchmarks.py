@@ -59,7 +59,7 @@ def has_data() -> bool:
 NEEDS_TPU = [pytest.mark.tpu, pytest.mark.skipif(bool(_aot.missing()), reason=str(_aot.missing()))]
 
 
-QUICKEST = ("gptq", "block_sparse")  # the others take most of a minute each
+QUICKEST = ("gptq", "block_sparse")  # seconds each; `make exhaustive` runs all, many of which take most of a minute
 
 
 def marks(name: str) -> list:

@@ -8,7 +8,7 @@ import pytest
 from jaxopt_compress import graph, shrinking, tree
 from jaxopt_compress.graph.folding import bias_after
 from tests.compiling import unoptimized
-from tests.corpus import CASES
+from tests.corpus import CASES, FILES
 
 CORE = ("cnn_", "resnet", "attention_g", "transformer_v", "rnn", "lstm", "linen_mlp", "nnx", "experts_s")
 EVERY_CASE = pytest.mark.parametrize(
@@ -16,7 +16,7 @@ EVERY_CASE = pytest.mark.parametrize(
     [pytest.param(case, marks=() if case.name.startswith(CORE) else pytest.mark.slow) for case in CASES],
     ids=lambda case: case.name,
 )
-SAMPLE = CASES[::16]  # some of every file: they stand one after the other
+SAMPLE = [case for cases in FILES for case in cases[::20]]  # some of every file
 SAMPLE_OF_CASES = pytest.mark.parametrize(
     "case",
     [pytest.param(case, marks=pytest.mark.slow if case in SAMPLE else pytest.mark.exhaustive) for case in CASES],

@@ -51,7 +51,7 @@ def user_promotion():
         yield
 
 
-SHORT = ("neurons", "2:4 at once")  # the others take up to half a minute and more
+SHORT = ("neurons", "2:4 at once")  # `make exhaustive` runs every group
 
 
 @pytest.mark.parametrize(

@@ -18,20 +18,21 @@ from tests.corpus import (
     weights,
 )
 
-CASES = (
-    *mlp.CASES,
-    *cnn.CASES,
-    *residual.CASES,
-    *branches.CASES,
-    *attention.CASES,
-    *transformers.CASES,
-    *recurrent.CASES,
-    *indexing.CASES,
-    *leaves.CASES,
-    *exotic.CASES,
-    *experts.CASES,
-    *modules.CASES,
-    *weights.CASES,
-    *beyond.CASES,
-    *sequences.CASES,
+FILES = (
+    mlp.CASES,
+    cnn.CASES,
+    residual.CASES,
+    branches.CASES,
+    attention.CASES,
+    transformers.CASES,
+    recurrent.CASES,
+    indexing.CASES,
+    leaves.CASES,
+    exotic.CASES,
+    experts.CASES,
+    modules.CASES,
+    weights.CASES,
+    beyond.CASES,
+    sequences.CASES,
 )
+CASES = tuple(case for cases in FILES for case in cases)
